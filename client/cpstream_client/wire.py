@@ -1,0 +1,269 @@
+"""The contract between service and client: paths, media types, queries, JSON bodies, the Arrow schema, error codes.
+
+Everything that crosses the wire is named here and nowhere else; both packages import it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from enum import Enum
+from typing import Any, Literal, Self, get_args
+from urllib.parse import quote
+
+import pyarrow as pa
+
+from .plan import Plan, Remainder, Shuffle
+
+API_PREFIX = "/v1"
+ARROW_STREAM = "application/vnd.apache.arrow.stream"
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"
+NPY = "application/octet-stream"
+REQUEST_ID_HEADER = "X-Request-ID"
+
+Dtype = Literal["float32", "float16"]
+Column = Literal["embedding", "cps", "index", "file_path"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+COLUMNS: tuple[Column, ...] = get_args(Column)
+DEFAULT_COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index")
+
+CHECKSUM_KEY = "xxh3_64"
+"""Key of a record batch message's custom metadata: 16 hex digits, XXH3-64 (seed 0) over the whole encapsulated message (prefix,
+header and body) as sent, but with these 16 digits as zeros. Arrow itself carries no checksum."""
+CHECKSUM_ZEROS = "0" * 16
+
+
+def split_path(split: str, *rest: str) -> str:
+    """Path of a split's resource, quoted: split_path("train", "batches") == "/v1/splits/train/batches"."""
+    return "/".join([f"{API_PREFIX}/splits", *(quote(part, safe="") for part in (split, *rest))])
+
+
+# Queries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchQuery:
+    """The parameters of GET /v1/splits/{split}/batches. Together with the fingerprint they fix every byte of the reply.
+
+    `worker` of `num_workers` selects every num_workers-th batch of the rank's, as DataLoader workers share them.
+    """
+
+    batch_size: int = 256
+    shuffle: Shuffle = "none"
+    seed: int = 0
+    epoch: int = 0
+    rank: int = 0
+    world_size: int = 1
+    remainder: Remainder = "pad"
+    drop_last: bool = False
+    start: int = 0
+    limit: int | None = None
+    worker: int = 0
+    num_workers: int = 1
+    dtype: Dtype = "float32"
+    columns: tuple[Column, ...] = DEFAULT_COLUMNS
+    fingerprint: str | None = None
+
+    def plan(self, n: int) -> Plan:
+        """The plan over a split of n samples. Raises ValueError when a parameter is out of range."""
+        return Plan(
+            n=n,
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            epoch=self.epoch,
+            start=self.start,
+            rank=self.rank,
+            world_size=self.world_size,
+            remainder=self.remainder,
+            drop_last=self.drop_last,
+        )
+
+    def steps(self, n: int) -> range:
+        """The steps of the plan whose batches the reply holds, in order. Raises ValueError when out of range."""
+        if self.num_workers < 1:
+            raise ValueError(f"num_workers is {self.num_workers}; it must be 1 or more")
+        if not 0 <= self.worker < self.num_workers:
+            raise ValueError(f"worker is {self.worker}; it must be from 0 to {self.num_workers - 1} (num_workers - 1)")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}; it must be 1 or more")
+        return range(self.worker, self.plan(n).num_steps, self.num_workers)[: self.limit]
+
+    def to_params(self) -> dict[str, str]:
+        """As URL parameters; what equals its default is left out, so that equal queries give equal URLs."""
+        params = {}
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if value == spec.default or value is None:
+                continue
+            if isinstance(value, tuple):
+                value = ",".join(value)
+            params[spec.name] = str(value).lower() if isinstance(value, bool) else str(value)
+        return params
+
+
+# JSON bodies
+
+
+class _Body:
+    """from_json ignores keys that it does not know, so that a newer service may add some."""
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(**{spec.name: body[spec.name] for spec in fields(cls) if spec.name in body})  # type: ignore[arg-type]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class CpsStats(_Body):
+    """CPS of a split, characters per second; std is the population's."""
+
+    min: float
+    max: float
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped(_Body):
+    """What alignment left out for one reason: how many, and the first few of them."""
+
+    reason: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(body["reason"], body["count"], tuple(body["examples"]))
+
+
+@dataclass(frozen=True, slots=True)
+class AlignmentReport(_Body):
+    """How a split's embeddings and CPS rows were matched. Counts are of rows.
+
+    num_embeddings = num_aligned + what `dropped` says of embeddings; likewise num_cps. `leaks` are file paths that another
+    split holds too: reported, never dropped.
+    """
+
+    split: str
+    num_embeddings: int
+    num_cps: int
+    num_aligned: int
+    num_exact: int
+    num_by_suffix: int
+    dropped: tuple[Dropped, ...] = ()
+    leaks: tuple[Dropped, ...] = ()
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(reason.count for reason in self.dropped)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name in body}
+        for name in ("dropped", "leaks"):
+            known[name] = tuple(Dropped.from_json(entry) for entry in known.get(name, ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitInfo(_Body):
+    """One split as the service holds it. fingerprint: content hash of rows, labels and paths."""
+
+    split: str
+    num_samples: int
+    embedding_dim: int
+    dtype: str
+    fingerprint: str
+    cps: CpsStats
+    source: str
+    num_embeddings: int
+    num_cps: int
+    num_dropped: int
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name in body}
+        known["cps"] = CpsStats.from_json(body["cps"])
+        return cls(**known)
+
+
+# Errors
+
+
+class ErrorCode(Enum):
+    """Every error that the service answers: code, HTTP status, title. The client maps by code, never by message."""
+
+    UNKNOWN_SPLIT = ("unknown-split", 404, "No such split")
+    NOT_FOUND = ("not-found", 404, "No such resource")
+    METHOD_NOT_ALLOWED = ("method-not-allowed", 405, "Method not allowed here")
+    INVALID_PARAMETER = ("invalid-parameter", 422, "A parameter is invalid")
+    INDEX_OUT_OF_RANGE = ("index-out-of-range", 422, "An index is outside the split")
+    RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "The byte range is outside the file")
+    DATASET_CHANGED = ("dataset-changed", 409, "The data served is not the data asked for")
+    UNAUTHORIZED = ("unauthorized", 401, "A valid token is needed")
+    NOT_ACCEPTABLE = ("not-acceptable", 406, "No such representation")
+    PAYLOAD_TOO_LARGE = ("payload-too-large", 413, "The request or its reply is too large")
+    OVERLOADED = ("overloaded", 503, "Too many requests at once")
+    NOT_READY = ("not-ready", 503, "The data is still being loaded")
+    DRAINING = ("draining", 503, "The service is shutting down")
+    INTERNAL = ("internal", 500, "An error inside the service")
+
+    def __init__(self, code: str, status: int, title: str) -> None:
+        self.code, self.status, self.title = code, status, title
+
+
+@dataclass(frozen=True, slots=True)
+class Problem(_Body):
+    """An RFC 9457 problem details body. `extra` members (such as expected and actual fingerprints) stand beside these."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    request_id: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        known = {spec.name for spec in fields(cls)} - {"extra"}
+        return cls(**{name: body[name] for name in known}, extra={k: v for k, v in body.items() if k not in known})
+
+    def to_json(self) -> dict[str, Any]:
+        body: dict[str, Any] = asdict(self)
+        extra: dict[str, Any] = body.pop("extra")
+        return body | extra
+
+
+# Arrow
+
+
+def batch_schema(dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: Mapping[str, str] | None = None) -> pa.Schema:
+    """Schema of a batch: columns in the order asked, nothing nullable; embedding is fixed_size_list<dtype>[dim]."""
+    value_type = pa.float32() if dtype == "float32" else pa.float16()
+    types = {
+        "embedding": pa.list_(pa.field("item", value_type, nullable=False), dim),
+        "cps": pa.float32(),
+        "index": pa.int64(),
+        "file_path": pa.string(),
+    }
+    return pa.schema([pa.field(name, types[name], nullable=False) for name in columns], metadata=metadata)
+
+
+def stream_metadata(split: str, fingerprint: str, query: BatchQuery, num_rows: int, num_batches: int) -> dict[str, str]:
+    """Schema metadata of a batch stream. `query` echoes the request, so that a client sees that it was understood."""
+    return {
+        "split": split,
+        "fingerprint": fingerprint,
+        "seed": str(query.seed),
+        "epoch": str(query.epoch),
+        "start": str(query.start),
+        "num_rows": str(num_rows),
+        "num_batches": str(num_batches),
+        "query": json.dumps(query.to_params(), sort_keys=True),
+    }

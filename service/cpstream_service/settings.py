@@ -1,0 +1,67 @@
+"""Everything that can be set, in one place. Each field is an option of `cpstream serve` and a CPSTREAM_* variable.
+
+The command line builds these objects and hands them to `create_app`; nothing here reads the environment.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _default_snapshot_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpstream"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Where the data lies and how it is aligned."""
+
+    source_type: Literal["npy", "chromadb"] = "npy"
+    """Kind of source: npy (a folder with numpy_embs.npy) or chromadb (a Chroma folder or server)."""
+    source_path: Path | None = None
+    """Folder of numpy_embs.npy, or of a Chroma database (PersistentClient)."""
+    chroma_host: str | None = None
+    """Host of a Chroma server, instead of --source-path."""
+    chroma_port: int = 8000
+    """Port of the Chroma server."""
+    collection_name: str = "speed_embeddings"
+    """Chroma collection that holds the embeddings."""
+    cps_csv: str = "{split}_cps.csv"
+    """Path of the CPS tables, {split} standing for the split. A bare file name is looked for in --source-path."""
+    path_column: str = "audio_path"
+    """Column of the CPS table that holds the path of the recording."""
+    cps_column: str = "cps"
+    """Column of the CPS table that holds the speech rate, characters per second."""
+    splits: tuple[str, ...] = ()
+    """Splits to serve; all that the source holds when not given."""
+    strict: bool = False
+    """Refuse to start when alignment drops anything."""
+    snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
+    """Folder of the aligned snapshots, memory-mapped by every worker process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """How the service listens and what it allows."""
+
+    host: str = "0.0.0.0"  # noqa: S104 - trainers are other machines; docs/operations.md says how to restrict it
+    """Address to listen on."""
+    port: int = 8000
+    """Port to listen on; 0 takes a free one."""
+    workers: int = 1
+    """Worker processes. They share the snapshot's memory; one serves about 2 GB/s."""
+    token: str | None = None
+    """Bearer token that every request under /v1 must carry; none by default."""
+    max_streams: int = 256
+    """Batch streams at once per worker process; one more is answered 503 overloaded."""
+    max_reply_bytes: int = 2 * 1024**3
+    """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
+    max_json_rows: int = 1024
+    """Most samples that a JSON reply may hold."""
+    drain_timeout_s: float = 10.0
+    """Seconds that open streams get to finish after SIGTERM."""
+    log_format: Literal["text", "json"] = "text"
+    """Log lines for people (text) or for machines (json)."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severity that is logged."""

@@ -4,7 +4,7 @@ Everything that crosses the wire is named here and nowhere else; both packages i
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from typing import Any, Literal, Self, get_args
@@ -27,10 +27,9 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 COLUMNS: tuple[Column, ...] = get_args(Column)
 DEFAULT_COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index")
 
-CHECKSUM_KEY = "xxh3_64"
-"""Key of a record batch message's custom metadata: 16 hex digits, XXH3-64 (seed 0) over the whole encapsulated message (prefix,
-header and body) as sent, but with these 16 digits as zeros. Arrow itself carries no checksum."""
-CHECKSUM_ZEROS = "0" * 16
+CHECKSUM_BYTES = 8
+"""Every record batch's body ends with XXH3-64 (seed 0, little endian) over all of its message before these 8 bytes: prefix, header
+and body. No Arrow buffer lies there, so that a reader which does not know of it passes over it. Arrow itself has no checksum."""
 
 
 def split_path(split: str, *rest: str) -> str:
@@ -45,7 +44,8 @@ def split_path(split: str, *rest: str) -> str:
 class BatchQuery:
     """The parameters of GET /v1/splits/{split}/batches. Together with the fingerprint they fix every byte of the reply.
 
-    `worker` of `num_workers` selects every num_workers-th batch of the rank's, as DataLoader workers share them.
+    `worker` of `num_workers` selects every num_workers-th batch of the rank's, as DataLoader workers share them. columns: which,
+    in whatever order; on the wire they come in the order of COLUMNS.
     """
 
     batch_size: int = 256
@@ -63,6 +63,9 @@ class BatchQuery:
     dtype: Dtype = "float32"
     columns: tuple[Column, ...] = DEFAULT_COLUMNS
     fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(name for name in COLUMNS if name in self.columns))
 
     def plan(self, n: int) -> Plan:
         """The plan over a split of n samples. Raises ValueError when a parameter is out of range."""
@@ -191,6 +194,123 @@ class SplitInfo(_Body):
         return cls(**known)
 
 
+@dataclass(frozen=True, slots=True)
+class SplitList(_Body):
+    """Body of GET /v1/splits. fingerprint: of the whole dataset, a hash of those of its splits."""
+
+    fingerprint: str
+    splits: tuple[SplitInfo, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(body["fingerprint"], tuple(SplitInfo.from_json(entry) for entry in body["splits"]))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample(_Body):
+    """One sample in JSON; what was not asked for is None, and left out of the JSON. embedding: D numbers."""
+
+    index: int | None = None
+    file_path: str | None = None
+    cps: float | None = None
+    embedding: list[float] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {spec.name: value for spec in fields(self) if (value := getattr(self, spec.name)) is not None}
+
+
+def _samples(entries: Sequence[Mapping[str, Any]]) -> tuple[Sample, ...]:
+    return tuple(Sample.from_json(entry) for entry in entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(_Body):
+    """Body of GET /v1/splits/{split}/rows: samples by index from `offset` on. total: how many the split has."""
+
+    split: str
+    fingerprint: str
+    offset: int
+    total: int
+    rows: tuple[Sample, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(body["split"], body["fingerprint"], body["offset"], body["total"], _samples(body["rows"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"rows": [row.to_json() for row in self.rows]}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBatch(_Body):
+    """One batch in JSON. step: of the epoch, counted from the query's start; 0 in the reply to take."""
+
+    step: int
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(body["step"], _samples(body["samples"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"step": self.step, "samples": [sample.to_json() for sample in self.samples]}
+
+
+@dataclass(frozen=True, slots=True)
+class JsonBatches(_Body):
+    """Body of GET /v1/splits/{split}/batches and of take as application/json: for people and small replies."""
+
+    split: str
+    fingerprint: str
+    num_rows: int
+    batches: tuple[JsonBatch, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        batches = tuple(JsonBatch.from_json(entry) for entry in body["batches"])
+        return cls(body["split"], body["fingerprint"], body["num_rows"], batches)
+
+    def to_json(self) -> dict[str, Any]:
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {
+            "batches": [batch.to_json() for batch in self.batches]
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RankSamples(_Body):
+    """What one rank gets at one step: index, file_path and cps of each sample."""
+
+    rank: int
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        return cls(body["rank"], _samples(body["samples"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rank": self.rank, "samples": [sample.to_json() for sample in self.samples]}
+
+
+@dataclass(frozen=True, slots=True)
+class PlanStep(_Body):
+    """Body of GET /v1/splits/{split}/plan: the audit of one step. next_start: the `start` at which an epoch goes on after it."""
+
+    split: str
+    fingerprint: str
+    step: int
+    num_steps: int
+    next_start: int
+    ranks: tuple[RankSamples, ...]
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> Self:
+        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name != "ranks"}
+        return cls(**known, ranks=tuple(RankSamples.from_json(entry) for entry in body["ranks"]))
+
+    def to_json(self) -> dict[str, Any]:
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"ranks": [rank.to_json() for rank in self.ranks]}
+
+
 # Errors
 
 
@@ -244,7 +364,7 @@ class Problem(_Body):
 
 
 def batch_schema(dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """Schema of a batch: columns in the order asked, nothing nullable; embedding is fixed_size_list<dtype>[dim]."""
+    """Schema of a batch: nothing nullable; embedding is fixed_size_list<dtype>[dim]."""
     value_type = pa.float32() if dtype == "float32" else pa.float16()
     types = {
         "embedding": pa.list_(pa.field("item", value_type, nullable=False), dim),

@@ -1,0 +1,97 @@
+"""Unversioned resources for orchestrators, monitoring and people who come by: never behind the token."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+from starlette.responses import JSONResponse, Response
+
+from cpstream_client import wire
+from cpstream_client.wire import ErrorCode
+
+from .openapi import problem_replies
+from .parameters import Parameters
+from .problems import MEANINGS, Draining, NotFound, problem_type
+from .state import CurrentService
+
+router = APIRouter(tags=["health"])
+NoParameters = Annotated[Parameters, Depends()]
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def index(_: NoParameters) -> dict[str, str]:
+    return {
+        "service": "cpstream",
+        "splits": f"{wire.API_PREFIX}/splits",
+        "documentation": "/docs",
+        "openapi": "/openapi.json",
+        "ready": "/readyz",
+        "metrics": "/metrics",
+    }
+
+
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INTERNAL))
+async def livez(_: NoParameters) -> dict[str, str]:
+    """Answers as long as the process runs, draining included. Restart it when this fails."""
+    return {"status": "alive"}
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get(
+    "/readyz",
+    summary="Should it get requests?",
+    responses={
+        200: {
+            "content": {
+                wire.JSON: {
+                    "example": {
+                        "status": "ready",
+                        "fingerprint": "9a1c6f...",
+                        "stale_reason": None,
+                        "splits": ["dev", "test", "train"],
+                    }
+                }
+            }
+        },
+        **problem_replies(ErrorCode.DRAINING),
+    },
+)
+async def readyz(service: CurrentService, _: NoParameters) -> dict[str, Any]:
+    """200 while the service takes requests; 503 `draining` with Retry-After once it has been told to stop.
+
+    `stale_reason` says why the data may be older than its source (Chroma could not be reached at start, and the last good snapshot
+    serves); it is null otherwise.
+    """
+    if service.drain.draining:
+        raise Draining("the service is shutting down; send no new requests here")
+    return {
+        "status": "ready",
+        "fingerprint": service.snapshot.fingerprint,
+        "stale_reason": service.stale_reason,
+        "splits": list(service.snapshot.splits),
+    }
+
+
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Text exposition format. docs/operations.md lists the metrics.", "content": {"text/plain": {}}}
+    },
+)
+def metrics(service: CurrentService, _: NoParameters) -> Response:
+    """Requests, durations, bytes and samples sent, open streams; of all worker processes together."""
+    body, media_type = service.metrics.render()
+    return Response(body, media_type=media_type)
+
+
+@router.get("/problems/{code}", summary="What an error code means", responses=problem_replies(ErrorCode.NOT_FOUND))
+async def explain(code: str, _: NoParameters) -> JSONResponse:
+    """The explanation behind a problem's `type`."""
+    for known, meaning in MEANINGS.items():
+        if known.code == code:
+            body = {"type": problem_type(known), "code": code, "status": known.status, "title": known.title, "meaning": meaning}
+            return JSONResponse(body)
+    raise NotFound(f"code {code!r} is not one of this service's; codes: {', '.join(known.code for known in MEANINGS)}")

@@ -1,0 +1,140 @@
+"""What is served about splits: metadata, alignment, single rows, and whole files. Batches are in batch_routes.py."""
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import APIRouter, Depends, Path, Request, Security
+from fastapi.security import HTTPBearer
+from starlette.responses import JSONResponse, Response
+
+from cpstream_client import wire
+from cpstream_client.wire import ErrorCode
+
+from .downloads import file_reply
+from .negotiation import caching, etag_of, not_modified
+from .openapi import problem_replies
+from .parameters import Parameters, PinnedParameters, RowsParameters
+from .problems import IndexOutOfRange, InvalidParameter
+from .samples import samples_of
+from .state import CurrentService
+
+COMMON = (ErrorCode.UNKNOWN_SPLIT, ErrorCode.DATASET_CHANGED, ErrorCode.INVALID_PARAMETER)
+
+router = APIRouter(
+    prefix=wire.API_PREFIX,
+    dependencies=[Security(HTTPBearer(auto_error=False, description="Needed where the service has a token."))],
+    responses=problem_replies(ErrorCode.UNAUTHORIZED, ErrorCode.DRAINING, ErrorCode.INTERNAL),
+)
+SplitName = Annotated[str, Path(description="Name of the split, as `GET /v1/splits` lists it.", examples=["train"])]
+
+
+@router.head("/splits", include_in_schema=False)
+@router.get(
+    "/splits", tags=["splits"], summary="All splits", responses={200: {"model": wire.SplitList}, **problem_replies(COMMON[2])}
+)
+async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, Depends()]) -> Response:
+    """Every split's metadata, and the fingerprint of the whole dataset."""
+    snapshot = service.snapshot
+    body = wire.SplitList(snapshot.fingerprint, tuple(split.info for split in snapshot.splits.values()))
+    return _json(request, snapshot.fingerprint, body.to_json())
+
+
+@router.head("/splits/{split}", include_in_schema=False)
+@router.get(
+    "/splits/{split}",
+    tags=["splits"],
+    summary="One split",
+    responses={200: {"model": wire.SplitInfo}, **problem_replies(*COMMON)},
+)
+async def one_split(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
+) -> Response:
+    """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
+    served = service.split(split, parameters.fingerprint)
+    return _json(request, served.fingerprint, served.info.to_json())
+
+
+@router.head("/splits/{split}/alignment", include_in_schema=False)
+@router.get(
+    "/splits/{split}/alignment",
+    tags=["splits"],
+    summary="How embeddings and CPS were matched",
+    responses={200: {"model": wire.AlignmentReport}, **problem_replies(*COMMON)},
+)
+async def alignment(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
+) -> Response:
+    """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
+    served = service.split(split, parameters.fingerprint)
+    return _json(request, served.fingerprint, served.report.to_json())
+
+
+@router.head("/splits/{split}/rows", include_in_schema=False)
+@router.get(
+    "/splits/{split}/rows",
+    tags=["splits"],
+    summary="A page of samples",
+    responses={200: {"model": wire.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
+)
+def rows(split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Depends()]) -> Response:
+    """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.
+
+    `total` says how many there are; the last page is shorter, and the page at `offset` = `total` is empty.
+    """
+    served = service.split(split, parameters.fingerprint)
+    total, most = served.info.num_samples, service.settings.max_json_rows
+    if parameters.length > most:
+        raise InvalidParameter(f"length is {parameters.length}; it must be from 1 to {most} (max_json_rows)")
+    if parameters.offset > total:
+        raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to the split's {total} samples")
+    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps")
+    if parameters.embedding:
+        columns += ("embedding",)
+    indices = np.arange(parameters.offset, min(parameters.offset + parameters.length, total), dtype=np.int64)
+    body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
+    return _json(request, served.fingerprint, body.to_json())
+
+
+def _json(request: Request, fingerprint: str, body: object) -> Response:
+    etag = etag_of(fingerprint, wire.JSON, {"path": request.url.path, "query": sorted(request.query_params.multi_items())})
+    return not_modified(request, etag) or JSONResponse(body, headers={"ETag": etag, **caching(request)})
+
+
+async def _download(split: str, name: str, request: Request, service: CurrentService, parameters: PinnedParameters) -> Response:
+    served = service.split(split, parameters.fingerprint)
+    etag = etag_of(served.fingerprint, name, {})
+    reply = not_modified(request, etag)
+    if reply is None:
+        file = await service.downloads.get(served, name)
+        reply = file_reply(request, file, filename=f"{split}-{name}", etag=etag)
+    return reply
+
+
+def _add_download(name: str, summary: str, description: str, media_type: str) -> None:
+    async def download(
+        split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
+    ) -> Response:
+        return await _download(split, name, request, service, parameters)
+
+    part = {"description": "The bytes that a `Range` header asks for.", "content": {media_type: {}}}
+    path = f"/splits/{{split}}/{name}"
+    router.head(path, include_in_schema=False)(download)
+    router.get(
+        path,
+        tags=["downloads"],
+        summary=summary,
+        description=description + " Takes `Range` (one range) and `If-Range`, `If-None-Match`, and `HEAD`.",
+        operation_id=f"download_{name.replace('.', '_')}",
+        response_class=Response,
+        responses={
+            200: {"description": "The whole file.", "content": {media_type: {}}},
+            206: part,
+            304: {"description": "The client's copy (`If-None-Match`) is current."},
+            **problem_replies(*COMMON, ErrorCode.RANGE_NOT_SATISFIABLE),
+        },
+    )(download)
+
+
+_add_download("embeddings.npy", "All embeddings", "(N, D) float32 in index order; `numpy.load` reads it.", wire.NPY)
+_add_download("cps.npy", "All speech rates", "(N,) float32 in index order; `numpy.load` reads it.", wire.NPY)
+_add_download("file_paths.json", "All file paths", "A JSON list of N strings in index order.", wire.JSON)

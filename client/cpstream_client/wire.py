@@ -18,7 +18,7 @@ API_PREFIX = "/v1"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
-NPY = "application/octet-stream"
+OCTET_STREAM = "application/octet-stream"
 REQUEST_ID_HEADER = "X-Request-ID"
 
 Dtype = Literal["float32", "float16"]
@@ -131,23 +131,24 @@ class CpsStats(_Body):
 
 @dataclass(frozen=True, slots=True)
 class Dropped(_Body):
-    """What alignment left out for one reason: how many, and the first few of them."""
+    """What alignment left out for one reason: how many rows, the first few of them, and of which side (embedding or cps)."""
 
     reason: str
     count: int
     examples: tuple[str, ...] = ()
+    side: str = ""
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["reason"], body["count"], tuple(body["examples"]))
+        return cls(body["reason"], body["count"], tuple(body["examples"]), body.get("side", ""))
 
 
 @dataclass(frozen=True, slots=True)
 class AlignmentReport(_Body):
     """How a split's embeddings and CPS rows were matched. Counts are of rows.
 
-    num_embeddings = num_aligned + what `dropped` says of embeddings; likewise num_cps. `leaks` are file paths that another
-    split holds too: reported, never dropped.
+    num_embeddings = num_aligned + the counts in `dropped` whose side is "embedding"; likewise num_cps and "cps". `leaks` are file
+    paths that another split holds too, that split's name being the reason: reported, never dropped.
     """
 
     split: str

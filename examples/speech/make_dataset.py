@@ -32,20 +32,30 @@ SPEED_RANGE_WPM = (90, 380)
 PITCH_RANGE = (20, 80)
 STD_FLOOR = 0.05  # a dimension that hardly varies in train must not explode on an unseen voice
 
-ACCENTS = "en en-029 en-gb-scotland en-gb-x-gbclan en-gb-x-gbcwmd en-gb-x-rp en-us en-us-nyc".split()
-# Voice variants of espeak-ng 1.51, one family a line or item: members sound alike, so a family never spans two splits.
-# Left out: Demonic, fast, "Mr serious" (a space in its name), klatt and klatt6 (the same audio as caleb).
+ACCENTS = ["en", "en-029", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-gb-x-rp", "en-us", "en-us-nyc"]
+COLUMNS = ["audio_path", "cps", "characters", "seconds", "voice", "words_per_minute", "pitch", "work", "text"]
+# Voice variants of espeak-ng 1.51. Left out: Demonic, fast, "Mr serious" (a space in its name), klatt and klatt6 (both the
+# same audio as caleb). Members of a family are tunings of one voice: families are for train only, so that no held-out voice has
+# a relation by name in train and no family fills dev or test.
 FAMILIES = [
-    family.split()
-    for family in (
-        "Alex,Alicia,Andrea,Andy AnxiousAndy,Annie,Denis,Diogo,Gene Gene2,Henrique,Hugo,Jacky,Lee,Marco,Mario Michael,Mike,"
-        "Nguyen,RicishayMax RicishayMax2 RicishayMax3,Storm,Tweaky,UniRobot,adam,anika anikaRobot,announcer,antonio,aunty,"
-        "belinda,benjamin,boris,caleb klatt2 klatt3 klatt4 klatt5,croak,david,ed,edward edward2,f1,f2,f3,f4,f5,grandma,"
-        "grandpa,gustave,iven iven2 iven3 iven4,john,kaukovalta,linda,m1,m2,m3,m4,m5,m6,m7,m8,marcelo,max,michel,miguel,"
-        "norbert,pablo,paul,pedro,quincy,rob,robert,robosoft robosoft2 robosoft3 robosoft4 robosoft5 robosoft6 robosoft7 "
-        "robosoft8,sandro,shelby,steph steph2 steph3,travis,victor,whisper whisperf,zac"
-    ).split(",")
+    ["Andy", "AnxiousAndy"],
+    ["Gene", "Gene2"],
+    ["Mario", "Michael"],
+    ["RicishayMax", "RicishayMax2", "RicishayMax3"],
+    ["anika", "anikaRobot"],
+    ["caleb", "klatt2", "klatt3", "klatt4", "klatt5"],
+    ["edward", "edward2"],
+    ["iven", "iven2", "iven3", "iven4"],
+    ["robosoft", "robosoft2", "robosoft3", "robosoft4", "robosoft5", "robosoft6", "robosoft7", "robosoft8"],
+    ["steph", "steph2", "steph3"],
+    ["whisper", "whisperf"],
 ]
+LONE_VARIANTS = """
+    Alex Alicia Andrea Annie Denis Diogo Henrique Hugo Jacky Lee Marco Mike Nguyen Storm Tweaky UniRobot adam
+    announcer antonio aunty belinda benjamin boris croak david ed f1 f2 f3 f4 f5 grandma grandpa gustave john
+    kaukovalta linda m1 m2 m3 m4 m5 m6 m7 m8 marcelo max michel miguel norbert pablo paul pedro quincy rob robert
+    sandro shelby travis victor zac
+"""
 
 
 @dataclass(frozen=True)
@@ -82,13 +92,12 @@ def read_sentences(path: Path) -> list[tuple[str, str]]:
 
 
 def plan_voices() -> dict[str, list[str]]:
-    """The voices of every split: variants divided by family, then each variant in as many accents as the split needs."""
+    """The voices of every split: first its variants, then each of them in as many accents as the split needs."""
     rng = random.Random(f"{SEED} voices")
-    families = rng.sample(FAMILIES, len(FAMILIES))
-    variants: dict[str, list[str]] = {"test": [], "dev": [], "train": []}
-    for family in families:
-        split = next((s for s in ("test", "dev") if len(variants[s]) + len(family) <= HELD_OUT_VARIANTS), "train")
-        variants[split] += family
+    lone = rng.sample(LONE_VARIANTS.split(), len(LONE_VARIANTS.split()))
+    families = [variant for family in FAMILIES for variant in family]
+    held_out = HELD_OUT_VARIANTS
+    variants = {"train": lone[2 * held_out :] + families, "dev": lone[held_out : 2 * held_out], "test": lone[:held_out]}
     voices = {}
     for split, count in VOICES.items():
         accents = {variant: rng.sample(ACCENTS, len(ACCENTS)) for variant in variants[split]}
@@ -157,7 +166,7 @@ def write(samples: list[Sample], out: Path) -> None:
         random.Random(f"{SEED} {split} rows").shuffle(rows)
         with (out / f"{split}_cps.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow("audio_path cps characters seconds voice words_per_minute pitch work text".split())
+            writer.writerow(COLUMNS)
             for s in rows:
                 u = s.utterance
                 figures = (f"{s.cps:.4f}", len(u.text), f"{s.seconds:.4f}")
@@ -169,9 +178,7 @@ def main() -> int:
     description, _, example = (__doc__ or "").partition("\n\n")
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=description, epilog=example, formatter_class=raw)
-    parser.add_argument(
-        "--out", type=Path, default=HERE / "data", help="folder to write (default: data/ beside this script)"
-    )
+    parser.add_argument("--out", type=Path, default=HERE / "data", help="folder to write (default: data/ beside this script)")
     parser.add_argument("--sentences", type=Path, default=HERE / "sentences.txt", help="lines of work, tab, sentence")
     parser.add_argument("--jobs", type=int, default=2, help="utterances made at once (default: 2)")
     args = parser.parse_args()

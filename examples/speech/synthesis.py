@@ -16,9 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 SAMPLE_RATE_HZ = 22_050  # what espeak-ng writes for all of its own (non-MBROLA) voices
 SILENCE_WINDOW_S = 0.010
 SILENCE_DB = -40.0  # relative to the loudest window of the utterance
-INSTALL_HINT = (
-    "espeak-ng is not on the PATH; install it: apt-get install espeak-ng (Debian, Ubuntu), brew install espeak-ng"
-)
+INSTALL_HINT = "espeak-ng is not on the PATH; install it: apt-get install espeak-ng (Debian, Ubuntu), brew install espeak-ng"
 
 
 class SynthesisError(RuntimeError):
@@ -59,7 +57,7 @@ def synthesise(text: str, voice: str, words_per_minute: int, pitch: int) -> Floa
             raise SynthesisError(f"voice {voice!r} is not {SAMPLE_RATE_HZ} Hz, mono, 16 bit")
         # The length in the header of a WAV written to a pipe is a placeholder: read until the end instead of trusting it.
         pcm = np.frombuffer(reader.readframes(2**30), dtype="<i2")
-    return pcm.astype(np.float32) / 32_768
+    return (pcm / 32_768).astype(np.float32)
 
 
 def trim_silence(samples: FloatArray) -> FloatArray:

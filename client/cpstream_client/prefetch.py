@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 
@@ -14,7 +14,7 @@ class _Sized(Protocol):
 T = TypeVar("T", bound=_Sized)
 
 
-def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> Iterator[T]:
+def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> Generator[T, None, None]:
     """The same items in the same order. At least one is fetched ahead, however large.
 
     An error in the thread is raised here, where the consumer is. Closing the generator (leaving the loop, an exception, the end of

@@ -58,7 +58,7 @@ class Expected:
 
 
 class _Body:
-    """The file that Arrow's stream reader reads. It calls read_buffer for every piece of a message: mark, length, header, body."""
+    """The file that Arrow's stream reader reads: of every message its mark and length by read, header and body by read_buffer."""
 
     closed = False
 
@@ -74,7 +74,13 @@ class _Body:
         self._pieces = 0
         self.body = None
 
+    def read(self, nbytes: int) -> bytes:
+        return self._piece(nbytes).tobytes()
+
     def read_buffer(self, nbytes: int) -> pa.Buffer:
+        return pa.py_buffer(self._piece(nbytes))
+
+    def _piece(self, nbytes: int) -> Bytes:
         if nbytes > self.left:
             raise CorruptedError(f"{self._url}: a frame asks for {nbytes} bytes where {self.left} are left")
         # Pooled only where it pays; the header of a message is small.
@@ -95,7 +101,7 @@ class _Body:
             self.body = into
         else:
             self._checksum.update(into.data)
-        return pa.py_buffer(into)
+        return into
 
     def _verify(self, body: Bytes) -> None:
         """Before Arrow sees the body: nothing is made of damaged bytes."""

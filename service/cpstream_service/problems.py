@@ -155,13 +155,20 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         title=code.title,
         status=code.status,
         detail=detail,
-        instance=quote(scope["path"]),
+        instance=_target(scope),
         code=code.code,
         request_id=scope.get("state", {}).get("request_id", ""),
         extra=extra,
     )
     body = json.dumps(problem.to_json(), ensure_ascii=False).encode("utf-8", "backslashreplace")
     return Response(body, code.status, {"Cache-Control": "no-store", **headers}, wire.PROBLEM_JSON)
+
+
+def _target(scope: Scope) -> str:
+    """What was asked for, query included: a client sees by it that the problem answers its request as it was sent."""
+    path: str = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
+    query: str = scope.get("query_string", b"").decode("latin-1")
+    return f"{path}?{query}" if query else path
 
 
 def _framework_detail(scope: Scope, code: ErrorCode, headers: Mapping[str, str], detail: str) -> str:

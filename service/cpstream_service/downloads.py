@@ -47,7 +47,7 @@ class Downloads:
                 descriptor = os.open(split.path / name, os.O_RDONLY | os.O_CLOEXEC)
                 self._descriptors.append(descriptor)
                 read = partial(_pread, descriptor)
-                self._files[split.name, name] = File(os.fstat(descriptor).st_size, wire.NPY, read)
+                self._files[split.name, name] = File(os.fstat(descriptor).st_size, wire.OCTET_STREAM, read)
 
     async def get(self, split: Split, name: str) -> File:
         """One of embeddings.npy, cps.npy, file_paths.json, which is made at first use."""

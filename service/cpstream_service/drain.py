@@ -34,11 +34,12 @@ class Drain:
         """ASGI middleware that counts requests."""
 
         async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            self.open_requests += 1
+            counts = int(scope["type"] == "http")  # and not the lifespan, which is open all the time
+            self.open_requests += counts
             try:
                 await app(scope, receive, send)
             finally:
-                self.open_requests -= 1
+                self.open_requests -= counts
 
         return count
 

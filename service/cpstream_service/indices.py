@@ -28,7 +28,7 @@ BODY_SCHEMA: dict[str, Any] = {
             },
             "example": {"indices": [7, 0, 7, 42]},
         },
-        wire.NPY: {
+        wire.OCTET_STREAM: {
             "schema": {"type": "string", "format": "binary"},
             "description": "The same as raw little-endian int64, 8 bytes an index: much faster for many.",
         },
@@ -39,7 +39,7 @@ BODY_SCHEMA: dict[str, Any] = {
 async def read_indices(request: Request, num_samples: int) -> Indices:
     """The indices of the body. (B,) int64. Raises InvalidParameter, IndexOutOfRange, PayloadTooLarge."""
     body = await _read(request)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == wire.NPY:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == wire.OCTET_STREAM:
         if len(body) % 8:
             raise InvalidParameter(f"the body has {len(body)} bytes; raw indices are little-endian int64, 8 bytes each")
         indices = np.frombuffer(body, "<i8").astype(np.int64, copy=False)

@@ -135,6 +135,6 @@ def _add_download(name: str, summary: str, description: str, media_type: str) ->
     )(download)
 
 
-_add_download("embeddings.npy", "All embeddings", "(N, D) float32 in index order; `numpy.load` reads it.", wire.NPY)
-_add_download("cps.npy", "All speech rates", "(N,) float32 in index order; `numpy.load` reads it.", wire.NPY)
+_add_download("embeddings.npy", "All embeddings", "(N, D) float32 in index order; `numpy.load` reads it.", wire.OCTET_STREAM)
+_add_download("cps.npy", "All speech rates", "(N,) float32 in index order; `numpy.load` reads it.", wire.OCTET_STREAM)
 _add_download("file_paths.json", "All file paths", "A JSON list of N strings in index order.", wire.JSON)

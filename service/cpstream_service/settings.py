@@ -13,6 +13,10 @@ def _default_snapshot_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpstream"
 
 
+class SettingsError(ValueError):
+    """A setting is out of range. The message names it, its value and its range."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the data lies and how it is aligned."""
@@ -65,3 +69,19 @@ class ServeSettings:
     """Log lines for people (text) or for machines (json)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("workers", 1, 1024),
+            ("max_streams", 1, None),
+            ("max_reply_bytes", 1, None),
+            ("max_json_rows", 1, None),
+            ("drain_timeout_s", 0, None),
+        ):
+            value = getattr(self, name)
+            if not low <= value or (high is not None and value > high):  # so that NaN is refused, too
+                allowed = f"{low} or more" if high is None else f"from {low} to {high}"
+                raise SettingsError(f"{name} is {value}; it must be {allowed} (CPSTREAM_{name.upper()})")
+        if self.token == "":
+            raise SettingsError("token is empty; leave it out to serve without one (CPSTREAM_TOKEN)")

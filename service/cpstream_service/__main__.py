@@ -1,0 +1,21 @@
+"""The command `cpstream`, also as `python -m cpstream_service`."""
+
+import sys
+from importlib.util import find_spec
+
+_NEEDED = ("blake3", "cyclopts", "fastapi", "httptools", "prometheus_client", "pythonjsonlogger", "rich", "uvicorn")
+
+
+def main() -> None:
+    """Run the command line; without the service's dependencies, say what to install."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        print(f"cpstream: missing {', '.join(missing)}; run: pip install 'cpstream[service]'", file=sys.stderr)  # noqa: T201
+        raise SystemExit(1)
+    from .cli import run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""From settings to a running service: bind, load, listen, and stop cleanly."""
+
+import logging
+import logging.config
+import os
+import signal
+import socket
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
+
+from .app import create_app
+from .load import load
+from .logs import logging_config
+from .observability import MULTIPROCESS_DIR
+from .settings import DataSettings, ServeSettings
+from .snapshot import Snapshot, open_snapshot
+
+logger = logging.getLogger("cpstream.service")
+
+CANNOT_START = 3
+"""Exit code when the address cannot be had; uvicorn's own for a failed start."""
+BACKLOG = 2048
+WORKER_HEALTHCHECK_S = 30
+"""A worker that does not answer its supervisor for so long is replaced; uvicorn's 5 s are short for a machine under full load."""
+
+
+class CannotStart(Exception):
+    """The service cannot listen where it should."""
+
+
+def serve(data: DataSettings, settings: ServeSettings) -> int:
+    """Serve until SIGTERM or SIGINT. Returns the exit code. Raises DataError, and CannotStart when the address cannot be had."""
+    logging.config.dictConfig(logging_config(settings))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # While loading, and once uvicorn has finished its replies (it raises the signal again), a signal is the wish to end.
+        signal.signal(number, _exit)
+    sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
+    with sock:
+        loaded = load(data, progress=sys.stderr.isatty())
+        for note in loaded.notes:
+            logger.info("%s", note)
+        if loaded.stale_reason is not None:
+            logger.warning("the data may be older than its source: %s", loaded.stale_reason)
+        _describe(loaded.snapshot)
+        listen(sock)
+        _announce(sock, settings)
+        if settings.workers == 1:
+            app = create_app(loaded.snapshot, settings, stale_reason=loaded.stale_reason)
+            uvicorn.Server(_config(partial(_same, app), settings)).run(sockets=[sock])
+            return 0
+        return _serve_by_workers(partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason), settings, sock)
+
+
+def worker_app(directory: Path, settings: ServeSettings, stale_reason: str | None) -> FastAPI:
+    """The application of a worker process, over the snapshot that its supervisor has verified."""
+    return create_app(open_snapshot(directory, verify=False), settings, stale_reason=stale_reason)
+
+
+def _same(app: FastAPI) -> FastAPI:
+    return app
+
+
+def _serve_by_workers(factory: partial[FastAPI], settings: ServeSettings, sock: socket.socket) -> int:
+    with tempfile.TemporaryDirectory(prefix="cpstream-metrics-") as metrics_dir:
+        os.environ[MULTIPROCESS_DIR] = metrics_dir  # the workers inherit it
+        supervisor = Multiprocess(_config(factory, settings), sockets=[sock])
+        supervisor.run()
+        failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
+    return CANNOT_START if failed else 0
+
+
+def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        factory,
+        factory=True,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        backlog=BACKLOG,
+        log_config=logging_config(settings),
+        access_log=False,  # observability.py has its own
+        timeout_graceful_shutdown=1,  # after the drain: what is still open then has had its time
+        timeout_keep_alive=75,  # longer than the idle time of the usual proxies, or they would race with our close
+        timeout_worker_healthcheck=WORKER_HEALTHCHECK_S,
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A TCP socket bound to the address, not yet listening. Raises CannotStart."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise CannotStart(f"cannot listen on host {host!r}: {error.strerror}; choose another with --host") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise CannotStart(_refusal(host, port, error)) from error
+    return sock
+
+
+def listen(sock: socket.socket) -> None:
+    """Open the socket for connections. Raises CannotStart."""
+    try:
+        sock.listen(BACKLOG)
+    except OSError as error:  # another process came first since bind
+        host, port = sock.getsockname()[:2]
+        raise CannotStart(_refusal(host, port, error)) from error
+
+
+def _refusal(host: str, port: int, error: OSError) -> str:
+    return f"cannot listen on port {port} of {host}: {error.strerror}; stop what listens there, or choose another with --port"
+
+
+def _describe(snapshot: Snapshot) -> None:
+    for split in snapshot.splits.values():
+        info = split.info
+        logger.info(
+            "split %s: %d samples x %d, CPS mean %.2f (%.2f to %.2f), %d dropped, fingerprint %s",
+            split.name,
+            info.num_samples,
+            info.embedding_dim,
+            info.cps.mean,
+            info.cps.min,
+            info.cps.max,
+            info.num_dropped,
+            info.fingerprint,
+        )
+
+
+def _announce(sock: socket.socket, settings: ServeSettings) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    local = f" (from here: http://localhost:{port})" if host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
+    workers = f" by {settings.workers} workers" if settings.workers > 1 else ""
+    logger.info("serving at http://%s:%d%s%s, documentation at /docs", shown, port, local, workers)
+    if settings.token is None:
+        logger.info("no token is set: whoever reaches this port can read the data (--token, CPSTREAM_TOKEN)")
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

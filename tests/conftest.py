@@ -6,7 +6,12 @@
     run_server  run_server(**serve_settings) -> Server: a service of one's own, stopped when the test ends;
                 snapshot=, stale_reason= replace the demo's
 
-`serving(app)` is the same as a context manager, for a port of one's own choice or an app of one's own.
+Helpers, by `from conftest import ...`:
+
+    serving(app)                the same as a context manager, for an app of one's own; yields the URL
+    grown(snapshot, split, n)   the snapshot with that split repeated to n samples in memory, for replies that no buffer swallows
+    stalled_stream(url, path)   a connection that asks for the path and then reads no more
+    poll(condition)             wait until condition() is true
 """
 
 import socket
@@ -14,17 +19,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
-from cpstream_service.load import load
-from cpstream_service.snapshot import Snapshot
 from starlette.types import ASGIApp
 
 from cpstream_service.app import create_app
+from cpstream_service.load import load
 from cpstream_service.settings import DataSettings, ServeSettings
+from cpstream_service.snapshot import Snapshot
 
 DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
 
@@ -58,6 +64,40 @@ def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         sock.close()
+
+
+def poll(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Wait until condition() is true."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def grown(snapshot: Snapshot, split: str, num_samples: int) -> Snapshot:
+    """The snapshot with one split repeated to num_samples, in memory; downloads still have its files."""
+    old = snapshot.splits[split]
+    rows = np.arange(num_samples) % len(old.cps)
+    new = replace(
+        old,
+        embeddings=old.embeddings[rows],
+        cps=old.cps[rows],
+        file_paths=old.file_paths.take(rows),
+        info=replace(old.info, num_samples=num_samples),
+    )
+    return replace(snapshot, splits=snapshot.splits | {split: new})
+
+
+@contextmanager
+def stalled_stream(url: str, path: str) -> Iterator[socket.socket]:
+    """Ask for the path and take the first bytes of the reply only. Yields the connected socket."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel does not read on in our stead
+        sock.connect((host, int(port)))
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        yield sock
 
 
 @pytest.fixture(scope="session")

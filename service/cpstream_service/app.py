@@ -56,6 +56,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         description=DESCRIPTION,
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,
         openapi_tags=[
             {"name": "splits", "description": "What is served: metadata, alignment, single rows."},
             {"name": "batches", "description": "Samples for training, in bulk."},

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Path
 from starlette.responses import JSONResponse, Response
 
 from cpstream_client import wire
@@ -31,7 +31,7 @@ async def index(_: NoParameters) -> dict[str, str]:
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INTERNAL))
+@router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INVALID_PARAMETER))
 async def livez(_: NoParameters) -> dict[str, str]:
     """Answers as long as the process runs, draining included. Restart it when this fails."""
     return {"status": "alive"}
@@ -54,7 +54,7 @@ async def livez(_: NoParameters) -> dict[str, str]:
                 }
             }
         },
-        **problem_replies(ErrorCode.DRAINING),
+        **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
     },
 )
 async def readyz(service: CurrentService, _: NoParameters) -> dict[str, Any]:
@@ -73,6 +73,7 @@ async def readyz(service: CurrentService, _: NoParameters) -> dict[str, Any]:
     }
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
@@ -87,8 +88,15 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
     return Response(body, media_type=media_type)
 
 
-@router.get("/problems/{code}", summary="What an error code means", responses=problem_replies(ErrorCode.NOT_FOUND))
-async def explain(code: str, _: NoParameters) -> JSONResponse:
+@router.head("/problems/{code}", include_in_schema=False)
+@router.get(
+    "/problems/{code}",
+    summary="What an error code means",
+    responses=problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
+)
+async def explain(
+    code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters
+) -> JSONResponse:
     """The explanation behind a problem's `type`."""
     for known, meaning in MEANINGS.items():
         if known.code == code:

@@ -68,16 +68,12 @@ class PinnedParameters(Parameters):
 
 
 def parse_columns(text: str) -> tuple[Column, ...]:
-    """The columns of a comma-separated list. Raises InvalidParameter."""
-    columns: list[Column] = []
-    for name in text.split(","):
-        column = next((known for known in COLUMNS if known == name.strip()), None)
-        if column is None:
+    """The columns of a comma-separated list, in the wire's order. Raises InvalidParameter."""
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in COLUMNS:
             raise InvalidParameter(f"columns is {text!r}, and {name!r} is no column; columns: {', '.join(COLUMNS)}")
-        if column in columns:
-            raise InvalidParameter(f"columns is {text!r}; {name!r} may stand in it once")
-        columns.append(column)
-    return tuple(columns)
+    return tuple(column for column in COLUMNS if column in names)
 
 
 @dataclass(kw_only=True)
@@ -90,7 +86,7 @@ class SampleParameters(PinnedParameters):
     columns: Annotated[
         str,
         Query(
-            description="Columns sent, comma-separated, in this order: any of `embedding`, `cps`, `index`, `file_path`.",
+            description="Columns sent, comma-separated: any of `embedding`, `cps`, `index`, `file_path`; they come in this order.",
             examples=["embedding,cps,index,file_path"],
         ),
     ] = ",".join(DEFAULT_COLUMNS)
@@ -193,6 +189,9 @@ class PlanParameters(EpochParameters):
 class RowsParameters(PinnedParameters):
     offset: Annotated[int, Query(ge=0, le=MAX_INT64, description="Index of the first row.")] = 0
     length: Annotated[
-        int, Query(ge=1, le=MAX_INT64, description="Number of rows, at most the service's `max_json_rows` (1024 by default).")
-    ] = 100
+        int | None,
+        Query(
+            ge=1, le=MAX_INT64, description="Number of rows: 100 by default, at most the service's `max_json_rows` (usually 1024)."
+        ),
+    ] = None
     embedding: Annotated[bool, LowerCase, Query(description="Whether to send the embeddings too.")] = False

@@ -147,6 +147,8 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         code, detail = ErrorCode.INVALID_PARAMETER, "; ".join(_invalid(entry) for entry in error.errors())
     elif isinstance(error, HTTPException):
         code, headers = _FRAMEWORK_CODES.get(error.status_code, ErrorCode.INVALID_PARAMETER), dict(error.headers or {})
+        if code is ErrorCode.METHOD_NOT_ALLOWED:
+            headers = {"Allow": _allowed(headers)}
         detail = _framework_detail(scope, code, headers, str(error.detail))
     if code.status == 503:
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
@@ -175,8 +177,14 @@ def _framework_detail(scope: Scope, code: ErrorCode, headers: Mapping[str, str],
     if code is ErrorCode.NOT_FOUND:
         return f"nothing is served at {scope['path']!r}; GET / lists what is"
     if code is ErrorCode.METHOD_NOT_ALLOWED:
-        return f"{scope['method']} is not allowed at {scope['path']!r}; allowed: {headers.get('allow', 'GET')}"
+        return f"{scope['method']} is not allowed at {scope['path']!r}; allowed: {headers['Allow']}"
     return detail
+
+
+def _allowed(headers: Mapping[str, str]) -> str:
+    """The methods of the path. The router names only those of the first route there, and HEAD is a route of its own."""
+    methods = next((value for name, value in headers.items() if name.lower() == "allow"), "GET")
+    return "GET, HEAD" if methods in ("GET", "HEAD") else methods
 
 
 def _invalid(entry: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from .samples import samples_of
 from .state import CurrentService
 
 COMMON = (ErrorCode.UNKNOWN_SPLIT, ErrorCode.DATASET_CHANGED, ErrorCode.INVALID_PARAMETER)
+DEFAULT_LENGTH = 100
 
 router = APIRouter(
     prefix=wire.API_PREFIX,
@@ -83,14 +84,15 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
     """
     served = service.split(split, parameters.fingerprint)
     total, most = served.info.num_samples, service.settings.max_json_rows
-    if parameters.length > most:
-        raise InvalidParameter(f"length is {parameters.length}; it must be from 1 to {most} (max_json_rows)")
+    length = min(DEFAULT_LENGTH, most) if parameters.length is None else parameters.length
+    if length > most:
+        raise InvalidParameter(f"length is {length}; it must be from 1 to {most} (max_json_rows)")
     if parameters.offset > total:
         raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to the split's {total} samples")
     columns: tuple[wire.Column, ...] = ("index", "file_path", "cps")
     if parameters.embedding:
         columns += ("embedding",)
-    indices = np.arange(parameters.offset, min(parameters.offset + parameters.length, total), dtype=np.int64)
+    indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)
     body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
     return _json(request, served.fingerprint, body.to_json())
 

@@ -21,7 +21,7 @@ from .wire import ARROW_STREAM, BatchQuery, SplitInfo, split_path, stream_metada
 
 REQUEST_BYTES = 64 * 1024**2
 """Of one request: bounds what a fault, a drain or a stall can cost, and costs nothing measurable itself."""
-WIRE_BATCH_BYTES = 1024**2
+WIRE_BATCH_BYTES = 2 * 1024**2
 """Of one record batch, made of as many training batches as fit: each costs about 50 microseconds to parse."""
 ASK_AHEAD_BATCHES = 4
 """The next request goes out when this many record batches of the last one are still to come."""

@@ -18,7 +18,7 @@ from cpstream_client.wire import CHECKSUM_BYTES, Column, Dtype, batch_schema
 
 from .frames import END_OF_STREAM, Frame, frame
 
-CHUNK_BYTES = 1024**2
+CHUNK_BYTES = 2 * 1024**2
 """What one write to the socket holds at least, where there is so much: smaller writes cost up to 4 times the throughput."""
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]

@@ -107,10 +107,9 @@ class BatchServer:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
         self.open_streams += 1
 
-    async def next_chunk(self, chunks: Iterator[Bytes]) -> Bytes:
-        """Gather the next chunk of a reply in a worker thread."""
-        chunk: Bytes = await asyncio.get_running_loop().run_in_executor(self._executor, next, chunks)
-        return chunk
+    def gather(self, chunks: Iterator[Bytes]) -> asyncio.Future[Bytes]:
+        """Begin to gather the next chunk of a reply in a worker thread."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, next, chunks)
 
 
 class ArrowStream(Response):
@@ -128,16 +127,16 @@ class ArrowStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._server.enter()
         gone = asyncio.ensure_future(_disconnected(receive))
-        pending: asyncio.Task[Bytes] | None = None
+        pending: asyncio.Future[Bytes] | None = None
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             left = self._nbytes if scope["method"] != "HEAD" else 0
             if not left:
                 await send({"type": "http.response.body", "body": b""})
             while left and not gone.done():
-                chunk = await (pending or self._gather())
+                chunk = await (pending or self._server.gather(self._chunks))
                 left -= len(chunk)
-                pending = self._gather() if left else None  # while the kernel takes this one
+                pending = self._server.gather(self._chunks) if left else None  # while the kernel takes this one
                 # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.
                 await send({"type": "http.response.body", "body": chunk.data, "more_body": left > 0})
                 del chunk
@@ -146,9 +145,6 @@ class ArrowStream(Response):
             if pending is not None:
                 pending.cancel()
             self._server.open_streams -= 1
-
-    def _gather(self) -> asyncio.Task[Bytes]:
-        return asyncio.ensure_future(self._server.next_chunk(self._chunks))
 
 
 async def _disconnected(receive: Receive) -> None:

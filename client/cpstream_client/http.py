@@ -90,9 +90,9 @@ class Client:
         """All splits, as served now."""
         return [SplitInfo.from_json(body) for body in self._json(f"{API_PREFIX}/splits")["splits"]]
 
-    def split(self, split: str) -> SplitInfo:
-        """One split, as served now. Raises NotFoundError when there is no such split."""
-        return SplitInfo.from_json(self._json(split_path(split)))
+    def split(self, split: str, *, fingerprint: str | None = None) -> SplitInfo:
+        """One split, as served now. Raises NotFoundError when there is no such split, DatasetChanged when it is other data."""
+        return SplitInfo.from_json(self._json(split_path(split), {"fingerprint": fingerprint} if fingerprint else None))
 
     def alignment(self, split: str) -> AlignmentReport:
         """What was matched, and what was dropped and why."""
@@ -108,9 +108,10 @@ class Client:
         audit: dict[str, Any] = self._json(split_path(split, "plan"), {**(query or BatchQuery()).to_params(), "step": str(step)})
         return audit
 
-    def file_paths(self, split: str) -> list[str]:
-        """The file paths of a split, by index."""
-        paths: list[str] = self._json(split_path(split, "file_paths.json"))
+    def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:
+        """The file paths of a split, by index. info: the split as known, to pin its data."""
+        pin = {"fingerprint": info.fingerprint} if info is not None else None
+        paths: list[str] = self._json(split_path(split, "file_paths.json"), pin)
         return paths
 
     # Samples

@@ -4,9 +4,11 @@ Everything that crosses the wire is named here and nowhere else; both packages i
 """
 
 import json
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
+from hashlib import sha256
 from typing import Any, Literal, Self, get_args
 from urllib.parse import quote
 
@@ -20,6 +22,10 @@ JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"
 OCTET_STREAM = "application/octet-stream"
 REQUEST_ID_HEADER = "X-Request-ID"
+DIGEST_HEADER = "Content-Digest"
+"""On every JSON reply: RFC 9530's digest of its body. Arrow streams have a checksum in each batch instead."""
+LOCATION_HEADER = "Content-Location"
+"""On every successful JSON reply: the path and query that it answers, so that a client sees that it was understood."""
 
 Dtype = Literal["float32", "float16"]
 Column = Literal["embedding", "cps", "index", "file_path"]
@@ -30,6 +36,11 @@ DEFAULT_COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index")
 CHECKSUM_BYTES = 8
 """Every record batch's body ends with XXH3-64 (seed 0, little endian) over all of its message before these 8 bytes: prefix, header
 and body. No Arrow buffer lies there, so that a reader which does not know of it passes over it. Arrow itself has no checksum."""
+
+
+def content_digest(body: bytes) -> str:
+    """Value of the header Content-Digest, by SHA-256."""
+    return f"sha-256=:{b64encode(sha256(body).digest()).decode()}:"
 
 
 def split_path(split: str, *rest: str) -> str:

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 
 from . import health, problems
 from .batch_routes import router
+from .digests import Digests
 from .downloads import Downloads
 from .drain import Drain
 from .gate import Gate
@@ -65,6 +66,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         ],
         middleware=[  # outermost first
             Middleware(Observability, metrics=metrics),
+            Middleware(Digests),
             Middleware(problems.InternalErrors),
             Middleware(drain.middleware),
             Middleware(Gate, token=settings.token, is_draining=lambda: drain.draining),

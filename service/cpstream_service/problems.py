@@ -157,7 +157,7 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         title=code.title,
         status=code.status,
         detail=detail,
-        instance=_target(scope),
+        instance=target_of(scope),
         code=code.code,
         request_id=scope.get("state", {}).get("request_id", ""),
         extra=extra,
@@ -166,7 +166,7 @@ def problem_response(scope: Scope, error: Exception) -> Response:
     return Response(body, code.status, {"Cache-Control": "no-store", **headers}, wire.PROBLEM_JSON)
 
 
-def _target(scope: Scope) -> str:
+def target_of(scope: Scope) -> str:
     """What was asked for, query included: a client sees by it that the problem answers its request as it was sent."""
     path: str = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
     query: str = scope.get("query_string", b"").decode("latin-1")

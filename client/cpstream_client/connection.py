@@ -1,6 +1,6 @@
 """One keep-alive HTTP connection to one endpoint, by http.client: its readinto costs a fifth of the CPU of httpx's iter_raw.
 
-The connection knows requests and replies, errors included; what the bytes mean is decided elsewhere.
+The connection knows requests and replies, errors included; what the bytes of a batch mean is decided elsewhere.
 """
 
 import contextlib
@@ -10,35 +10,18 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from urllib.parse import urlencode, urlsplit
+from typing import Any, cast
+from urllib.parse import urlencode
 
-from .errors import CorruptedError, ServiceError, TransportError, UnavailableError, error_of
-from .wire import PROBLEM_JSON, REQUEST_ID_HEADER, Problem
+from .errors import CorruptedError, CpstreamError, TransportError, error_of
+from .replicas import Endpoint
+from .wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, Problem, content_digest
 
-_MAX_PROBLEM_BYTES = 1024**2
+_CONNECT_TIMEOUT_S = 5.0
+"""Long enough for two lost SYNs, and short enough to ask another replica when a machine is gone."""
 _MAX_IDLE_S = 3.0
 """A connection that was idle for longer is opened anew: servers close idle ones (uvicorn after 5 s by default)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a service listens: scheme, host, port, and the path under which a proxy may have put it."""
-
-    url: str
-    secure: bool
-    host: str
-    port: int
-    prefix: str
-
-    @classmethod
-    def parse(cls, url: str) -> "Endpoint":
-        """Raises ValueError for what is not an http or https URL."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"url is {url!r}; it must look like http://data:8000")
-        secure = parts.scheme == "https"
-        return cls(url.rstrip("/"), secure, parts.hostname, parts.port or (443 if secure else 80), parts.path.rstrip("/"))
+_MAX_PROBLEM_BYTES = 1024**2
 
 
 class Connection:
@@ -47,8 +30,9 @@ class Connection:
     def __init__(self, endpoint: Endpoint, token: str | None, timeout_s: float) -> None:
         self.endpoint = endpoint
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._timeout_s = timeout_s
         kind = http.client.HTTPSConnection if endpoint.secure else http.client.HTTPConnection
-        self._http = kind(endpoint.host, endpoint.port, timeout=timeout_s)
+        self._http = kind(endpoint.host, endpoint.port, timeout=min(timeout_s, _CONNECT_TIMEOUT_S))
         self._target = ""
         self._used_s = 0.0
 
@@ -64,8 +48,9 @@ class Connection:
         if time.monotonic() - self._used_s > _MAX_IDLE_S:
             self._http.close()
         try:
+            self._connect()
             self._http.request(method, self._target, body, headers)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
             raise self._failed(error) from error
 
     def receive(self, media_type: str) -> http.client.HTTPResponse:
@@ -76,7 +61,9 @@ class Connection:
         try:
             response = self._http.getresponse()
             if response.status != 200:
-                raise self._refused(response, response.read(_MAX_PROBLEM_BYTES))
+                error = self._refused(response, response.read(_MAX_PROBLEM_BYTES))
+                self.close()  # what a damaged reply has left in the socket is no answer to the next request
+                raise error
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
         if response.headers.get_content_type() != media_type:
@@ -84,12 +71,17 @@ class Connection:
             raise CorruptedError(f"{self.url}: the reply is {response.headers.get_content_type()}, not {media_type}")
         return response
 
-    def read(self, response: http.client.HTTPResponse) -> bytes:
-        """The whole body of a small reply. Raises TransportError when it breaks off."""
+    def read_json(self, response: http.client.HTTPResponse) -> Any:
+        """The body of a JSON reply. Raises CorruptedError when it is not whole, or answers something else than was asked."""
         try:
-            return response.read()
+            body = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
+        parsed = self._verified(response, body)
+        location = response.headers.get(LOCATION_HEADER, "")
+        if not (location and self._target.endswith(location)):
+            raise CorruptedError(f"{self.url}: the reply is to another request, for {location!r}")
+        return parsed
 
     @property
     def url(self) -> str:
@@ -110,29 +102,43 @@ class Connection:
             with contextlib.suppress(OSError):  # the peer was faster
                 sock.shutdown(socket.SHUT_RDWR)
 
+    def _connect(self) -> None:
+        if self._http.sock is None:
+            self._http.connect()
+            cast(socket.socket, self._http.sock).settimeout(self._timeout_s)
+
     def _failed(self, error: Exception) -> TransportError:
         self.close()
         return TransportError(f"{self.url}: {str(error) or type(error).__name__}")
 
-    def _refused(self, response: http.client.HTTPResponse, body: bytes) -> ServiceError | TransportError:
-        """What a status other than 200 means. A problem is believed only if it answers what was asked."""
-        if response.will_close or not response.isclosed():
-            self.close()
-        status = response.status
+    def _verified(self, response: http.client.HTTPResponse, body: bytes) -> Any:
+        """JSON, its digest checked."""
+        digest = response.headers.get(DIGEST_HEADER)
+        if digest != content_digest(body):
+            what = "arrived damaged" if digest else f"has no {DIGEST_HEADER}; is this a cpstream service?"
+            raise CorruptedError(f"{self.url}: the reply (status {response.status}) {what}")
+        try:
+            return json.loads(body)
+        except ValueError as error:
+            raise CorruptedError(f"{self.url}: not JSON: {error}") from error
+
+    def _refused(self, response: http.client.HTTPResponse, body: bytes) -> CpstreamError:
+        """What a status other than 200 means. A problem is believed only if it is whole and answers what was asked."""
+        status, retry_after_s = response.status, _seconds(response.headers.get("Retry-After"))
         if response.headers.get_content_type() == PROBLEM_JSON:
             try:
-                problem = Problem.from_json(json.loads(body))
-            except (ValueError, KeyError, TypeError) as error:
+                problem = Problem.from_json(self._verified(response, body))
+            except CorruptedError as error:
+                return error
+            except (AttributeError, KeyError, TypeError) as error:
                 return CorruptedError(f"{self.url}: unreadable problem with status {status}: {error!r}")
-            if problem.status != status or not self._target.endswith(problem.instance):
+            if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):
                 return CorruptedError(f"{self.url}: the service answered another request: {problem.instance!r}, {problem.detail}")
-            return error_of(problem, self.url, _seconds(response.headers.get("Retry-After")))
+            return error_of(problem, self.url, retry_after_s)
         detail = f"answered {status} {response.reason} without a problem body; is this a cpstream service?"
-        if status in (429, 502, 503, 504):  # a proxy whose service is away
+        if status in (401, 403, 404, 407, 429, 502, 503, 504):  # a proxy whose service is away, or another service altogether
             problem = Problem("about:blank", response.reason, status, detail, self._target, "gateway", "")
-            return UnavailableError(problem, self.url, _seconds(response.headers.get("Retry-After")))
-        if status in (401, 403, 404, 407):  # a proxy, or another service altogether
-            return ServiceError(Problem("about:blank", response.reason, status, detail, self._target, "gateway", ""), self.url)
+            return error_of(problem, self.url, retry_after_s)
         return CorruptedError(f"{self.url}: {detail}")
 
 

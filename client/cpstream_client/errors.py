@@ -4,7 +4,7 @@
     ├── TransportError          retried: the connection failed, stalled, was cut or delivered damaged bytes
     │   └── CorruptedError      a checksum, a row count or a frame is wrong
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
-    │   ├── UnavailableError    retried: overloaded, not-ready, draining (503), a gateway's 502/503/504, internal (500)
+    │   ├── UnavailableError    retried: overloaded, not-ready, draining (503), a gateway's 429/502/503/504, internal (500)
     │   ├── UnauthorizedError   401: no token, or a wrong one
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
@@ -14,7 +14,18 @@
 The text of an error that came over the network ends with the URL and the request id, as the service's log has them.
 """
 
+import re
+from typing import Final
+
 from .wire import ErrorCode, Problem
+
+_ORIGIN: Final = re.compile(
+    r" \[(?P<status>\d{3}) (?P<code>[\w-]+); (?P<url>\S+); request (?P<request_id>[^\s;\]]+)"
+    r"(?:; expected (?P<expected>[^\s;\]]+), actual (?P<actual>[^\s;\]]+))?\]"
+)
+"""How the text of a ServiceError says where it comes from."""
+_WRAPPED: Final = re.compile(r"^[\w.]+: ")
+"""What Python puts before the text of an exception in the last line of its traceback."""
 
 
 class CpstreamError(Exception):
@@ -30,20 +41,25 @@ class CorruptedError(TransportError):
 
 
 class ServiceError(CpstreamError):
-    """The service answered with a problem. code: the wire's error code; status: HTTP; retry_after_s: seconds or None."""
+    """The service answered with a problem. code: the wire's error code; status: HTTP; retry_after_s: seconds or None.
 
-    def __init__(self, problem: Problem, url: str, retry_after_s: float | None = None) -> None:
-        super().__init__(f"{problem.detail} [{problem.status} {problem.code}; {url}; request {problem.request_id or 'unknown'}]")
-        self.problem = problem
-        self.code = problem.code
-        self.status = problem.status
-        self.detail = problem.detail
-        self.request_id = problem.request_id
-        self.url = url
-        self.retry_after_s = retry_after_s
+    Made of its text alone, from which it reads its attributes: a DataLoader raises what failed in its worker process by calling the
+    exception's type with the text of the traceback.
+    """
 
-    def __reduce__(self) -> tuple[type["ServiceError"], tuple[Problem, str, float | None]]:
-        return type(self), (self.problem, self.url, self.retry_after_s)  # DataLoader workers send exceptions by pickle
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        origin = None
+        for origin in _ORIGIN.finditer(text):  # noqa: B007 - the last one is that of the error itself, not of its causes
+            pass
+        before = text[: origin.start()] if origin else text
+        self.detail = _WRAPPED.sub("", before.rpartition("\n")[2]) if "\n" in before else before
+        self.status = int(origin["status"]) if origin else 0
+        self.code = origin["code"] if origin else "unknown"
+        self.url = origin["url"] if origin else ""
+        self.request_id = origin["request_id"] if origin else "unknown"
+        self._fingerprints = (origin["expected"] or "", origin["actual"] or "") if origin else ("", "")
+        self.retry_after_s: float | None = None
 
 
 class UnavailableError(ServiceError):
@@ -67,11 +83,11 @@ class DatasetChanged(ServiceError):
 
     @property
     def expected(self) -> str:
-        return str(self.problem.extra.get("expected", ""))
+        return self._fingerprints[0]
 
     @property
     def actual(self) -> str:
-        return str(self.problem.extra.get("actual", ""))
+        return self._fingerprints[1]
 
 
 class StateMismatch(CpstreamError):
@@ -97,5 +113,12 @@ _BY_CODE: dict[str, type[ServiceError]] = {
 
 
 def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> ServiceError:
-    """The exception of a problem, chosen by its code."""
-    return _BY_CODE.get(problem.code, ServiceError)(problem, url, retry_after_s)
+    """The exception of a problem, chosen by its code; by its status where a newer service or a gateway has codes of its own."""
+    by_status = UnavailableError if problem.status >= 500 or problem.status == 429 else ServiceError
+    kind = _BY_CODE.get(problem.code, by_status)
+    origin = f"{problem.status} {problem.code}; {url}; request {problem.request_id or 'unknown'}"
+    if kind is DatasetChanged:
+        origin += f"; expected {problem.extra.get('expected') or '?'}, actual {problem.extra.get('actual') or '?'}"
+    error = kind(f"{problem.detail} [{origin}]")
+    error.retry_after_s = retry_after_s
+    return error

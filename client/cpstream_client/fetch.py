@@ -5,17 +5,18 @@ another endpoint, because any replica can answer any request. After a fault the 
 was verified: the plan may be resumed at any `start`, so nothing is lost, repeated or fetched twice but the batch in flight.
 """
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from .buffers import BufferPool
-from .connection import Connection, Endpoint
-from .errors import CpstreamError
+from .connection import Connection
+from .errors import CpstreamError, TransportError
 from .plan import Plan
 from .reader import Batch, Expected, read_batches
+from .replicas import Endpoint, Replicas
 from .retry import Patience, Retry
 from .wire import ARROW_STREAM, BatchQuery, SplitInfo, split_path, stream_metadata
 
@@ -31,24 +32,35 @@ ASK_AHEAD_BATCHES = 4
 class Service:
     """How to reach a service: its replicas, and how patient to be. Picklable; opens nothing."""
 
-    endpoints: tuple[Endpoint, ...]
-    token: str | None = None
+    replicas: Replicas
+    token: str | None = field(default=None, repr=False)
     timeout_s: float = 30.0
     retry: Retry = field(default_factory=Retry)
+    request_bytes: int = REQUEST_BYTES
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s is {self.timeout_s}; it must be more than 0 seconds")
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("the token has a line break or another character that no HTTP header can carry")
 
     @classmethod
     def at(
         cls, url: str | Sequence[str], token: str | None = None, timeout_s: float = 30.0, retry: Retry | None = None
     ) -> "Service":
-        """Raises ValueError for a malformed url."""
-        urls = [url] if isinstance(url, str) else list(url)
+        """Raises ValueError for a malformed url or a value out of range."""
+        urls = [url] if isinstance(url, str) else list(dict.fromkeys(url))
         if not urls:
             raise ValueError("url is an empty list; it must name at least one endpoint, like http://data:8000")
-        return cls(tuple(Endpoint.parse(each) for each in urls), token, timeout_s, retry or Retry())
+        return cls(Replicas(tuple(Endpoint.parse(each) for each in urls)), token, timeout_s, retry or Retry())
 
-    def connect(self, turn: int) -> Connection:
-        """A connection, not opened yet, to the endpoint whose turn it is."""
-        return Connection(self.endpoints[turn % len(self.endpoints)], self.token, self.timeout_s)
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        return self.replicas.endpoints
+
+    def connection(self, endpoint: Endpoint) -> Connection:
+        """A connection that is not open yet."""
+        return Connection(endpoint, self.token, self.timeout_s)
 
 
 class Course:
@@ -82,7 +94,7 @@ class Course:
             self._steps = query.steps(n)
             self.num_rows = sum(len(range(*training.step_bounds(step))) for step in self._steps[-1:])
             self.num_rows += max(0, len(self._steps) - 1) * query.batch_size
-        self._per_request = max(1, REQUEST_BYTES // (self._wire.batch_size * row_bytes))
+        self._record_bytes = self._wire.batch_size * row_bytes
 
     def __len__(self) -> int:
         """Record batches to fetch in all."""
@@ -104,9 +116,9 @@ class Course:
         """How many samples each of these record batches holds."""
         return [len(range(*self._wire.step_bounds(step))) for step in self._steps[first : first + count]]
 
-    def request(self, first: int) -> tuple[BatchQuery, int]:
-        """The query for the record batches from the `first` on, and how many of them its reply holds."""
-        count = min(self._per_request, len(self) - first)
+    def request(self, first: int, max_bytes: int) -> tuple[BatchQuery, int]:
+        """The query for the record batches from the `first` on, about max_bytes of them, and how many its reply holds."""
+        count = min(max(1, max_bytes // self._record_bytes), len(self) - first)
         start = self._wire.start_after(self._steps[first])
         return replace(self._query, start=start, worker=0, limit=count), count
 
@@ -118,24 +130,30 @@ class _Request:
     first: int
     count: int
 
+    @property
+    def behind(self) -> int:
+        return self.first + self.count
+
 
 class EpochFetcher:
-    """Iterates over the record batches of a course. For one thread; `abort` may be called from another."""
+    """Iterates over the record batches of a course. For one thread; `abort` may be called from another.
 
-    def __init__(
-        self, service: Service, course: Course, pool: BufferPool, turn: int = 0, sleep: Callable[[float], object] = time.sleep
-    ) -> None:
-        self._service, self._course, self._pool, self._turn, self._sleep = service, course, pool, turn, sleep
-        self._idle: list[Connection] = []
+    turn: which of the endpoints to prefer, so that ranks and workers spread over them.
+    """
+
+    def __init__(self, service: Service, course: Course, pool: BufferPool, turn: int = 0) -> None:
+        self._service, self._course, self._pool, self._turn = service, course, pool, turn
+        self._endpoint = service.replicas.choose(turn)
+        self._idle: dict[Endpoint, Connection] = {}
         self._open: list[Connection] = []
-        self._aborted = False
+        self._aborted = threading.Event()
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises TransportError or UnavailableError when patience ends, other ServiceErrors at once."""
         patience = Patience(self._service.retry, len(self._service.endpoints))
         done = 0
         try:
-            while done < len(self._course):
+            while done < len(self._course) and not self._aborted.is_set():
                 try:
                     for batch in self._from(done):
                         yield batch
@@ -144,57 +162,70 @@ class EpochFetcher:
                         patience.progress()
                 except CpstreamError as error:
                     self._close()
-                    if self._aborted:
+                    if self._aborted.is_set():
                         return
-                    wait_s = patience.wait_s(error)
-                    self._turn += 1
-                    if wait_s:
-                        self._sleep(wait_s)
+                    self._service.replicas.failed(self._endpoint)
+                    self._aborted.wait(patience.wait_s(error, self._endpoint.url))
         finally:
             self._close()
 
     def abort(self) -> None:
-        """End the iteration from another thread, even while it waits for bytes."""
-        self._aborted = True
+        """End the iteration from another thread, even while it waits for bytes or for its next try."""
+        self._aborted.set()
         for connection in self._open:
             connection.abort()
 
     def _from(self, done: int) -> Iterator[Batch]:
-        """Record batches from `done` to the end of the course; ends with the first error."""
-        request: _Request | None = self._ask(done)
-        while request is not None:
-            response = request.connection.receive(ARROW_STREAM)
+        """Record batches from `done` to the end of the course; ends with the first error, which is self._endpoint's."""
+        request = self._ask(done)
+        while True:
+            connection = request.connection
+            self._endpoint = connection.endpoint
+            response = connection.receive(ARROW_STREAM)
             following: _Request | None = None
-            behind = request.first + request.count
-            rows = self._course.rows(request.first, request.count)
-            info, query = self._course.info, request.query
-            expected = Expected(
-                info.embedding_dim,
-                query.dtype,
-                query.columns,
-                stream_metadata(info.split, info.fingerprint, query, sum(rows), request.count),
-            )
-            for left, batch in zip(
-                range(request.count, 0, -1),
-                read_batches(response, expected, iter(rows), self._pool, request.connection.url),
-                strict=True,
-            ):
-                if left == min(ASK_AHEAD_BATCHES, request.count) and behind < len(self._course):
-                    following = self._ask(behind)
+            has_more = request.behind < len(self._course)
+            batches = read_batches(response, self._expected(request), iter(self._rows(request)), self._pool, connection.url)
+            for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
+                if has_more and left == min(ASK_AHEAD_BATCHES, request.count):
+                    following = self._ask_ahead(request.behind)
                 yield batch
                 del batch
-            request.connection.release()
-            self._idle.append(request.connection)
-            request = following
+            connection.release()
+            self._idle[connection.endpoint] = connection
+            self._service.replicas.worked(connection.endpoint)
+            if not has_more:
+                return
+            request = following or self._ask(request.behind)
+
+    def _rows(self, request: _Request) -> list[int]:
+        return self._course.rows(request.first, request.count)
+
+    def _expected(self, request: _Request) -> Expected:
+        info, query = self._course.info, request.query
+        metadata = stream_metadata(info.split, info.fingerprint, query, sum(self._rows(request)), request.count)
+        return Expected(info.embedding_dim, query.dtype, query.columns, metadata)
+
+    def _ask_ahead(self, first: int) -> _Request | None:
+        """The next request, or None when it cannot be sent: what the last reply still holds is worth having first."""
+        endpoint = self._endpoint
+        try:
+            return self._ask(first)
+        except TransportError:
+            self._service.replicas.failed(self._endpoint)
+            return None
+        finally:
+            self._endpoint = endpoint
 
     def _ask(self, first: int) -> _Request:
-        query, count = self._course.request(first)
-        if self._idle:
-            connection = self._idle.pop()
-        else:
-            connection = self._service.connect(self._turn)
+        query, count = self._course.request(first, self._service.request_bytes)
+        self._endpoint = self._service.replicas.choose(self._turn)
+        connection = self._idle.pop(self._endpoint, None)
+        if connection is None:
+            connection = self._service.connection(self._endpoint)
             self._open.append(connection)
         connection.send("GET", split_path(self._course.info.split, "batches"), query.to_params(), ARROW_STREAM)
+        if self._aborted.is_set():  # while it was being opened, when there was no socket yet to shut down
+            connection.abort()
         return _Request(connection, query, first, count)
 
     def _close(self) -> None:

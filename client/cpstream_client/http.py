@@ -4,11 +4,11 @@ Small JSON replies and the batch stream share one HTTP layer (connection.py), an
 authorising.
 """
 
-import json
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from .connection import Connection
 from .errors import CorruptedError, CpstreamError
 from .fetch import Course, EpochFetcher, Service, cut
 from .reader import Batch, Expected, read_batches
+from .replicas import Endpoint
 from .retry import Patience, Retry
 from .wire import (
     API_PREFIX,
@@ -42,7 +43,7 @@ T = TypeVar("T")
 
 
 class Client:
-    """A service, seen from a machine that trains or looks. Picklable; connections open lazily, one a thread and process.
+    """A service, seen from a machine that trains or looks. Picklable; connections open lazily, per process.
 
     url: of the service, or of several replicas of it; token: as the service's --token (default: CPSTREAM_TOKEN);
     timeout_s: seconds without a byte after which a connection counts as broken; retry: how long to keep trying.
@@ -54,19 +55,20 @@ class Client:
         self, url: str | Sequence[str], *, token: str | None = None, timeout_s: float = 30.0, retry: Retry | None = None
     ) -> None:
         self.service = Service.at(url, token or os.environ.get("CPSTREAM_TOKEN"), timeout_s, retry)
+        self._met = False
         self._open()
 
     def _open(self) -> None:
         self._process = os.getpid()
-        self._threads = threading.local()
-        self._connections: list[Connection] = []
+        self._idle: dict[Endpoint, deque[Connection]] = {endpoint: deque() for endpoint in self.service.endpoints}
         self._pool = BufferPool(max_idle=8)
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
-    def __getstate__(self) -> Service:
-        return self.service
+    def __getstate__(self) -> tuple[Service, bool]:
+        return self.service, self._met
 
-    def __setstate__(self, service: Service) -> None:
-        self.service = service
+    def __setstate__(self, state: tuple[Service, bool]) -> None:
+        self.service, self._met = state
         self._open()
 
     def __repr__(self) -> str:
@@ -80,9 +82,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; another call opens new ones."""
-        for connection in self._connections:
-            connection.close()
-        self._open()
+        _close_all(self._idle)
 
     # What the service holds
 
@@ -110,8 +110,9 @@ class Client:
 
     def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:
         """The file paths of a split, by index. info: the split as known, to pin its data."""
-        pin = {"fingerprint": info.fingerprint} if info is not None else None
-        paths: list[str] = self._json(split_path(split, "file_paths.json"), pin)
+        paths: list[str] = []
+        for batch in self.batches(split, BatchQuery(batch_size=4096, columns=("file_path",)), info=info):
+            paths += batch.file_paths or ()
         return paths
 
     # Samples
@@ -120,7 +121,7 @@ class Client:
         """The batches of a query, in order, verified, resumed after faults. info: the split as known, to pin its data."""
         info = info or self.split(split)
         course = Course(query or BatchQuery(), info)
-        fetcher = EpochFetcher(self.service, course, self._pool)
+        fetcher = EpochFetcher(self.service, course, self._pool, turn=os.getpid())
         return cut(iter(fetcher), course)
 
     def record_batches(self, split: str, query: BatchQuery | None = None) -> Iterator[pa.RecordBatch]:
@@ -142,9 +143,12 @@ class Client:
     ) -> Batch:
         """The samples at any indices, in the order asked. indices (B,) integers in [0, num_samples).
 
-        Raises InvalidRequestError (index-out-of-range) when one is outside the split.
+        Raises InvalidRequestError (index-out-of-range) when one is outside the split, TypeError when they are not integers.
         """
-        wanted = np.ascontiguousarray(indices, dtype="<i8").reshape(-1)
+        given = np.asarray(indices)
+        if given.size and given.dtype.kind not in "iu":
+            raise TypeError(f"the indices are {given.dtype}; they must be whole numbers")
+        wanted = np.ascontiguousarray(given, dtype="<i8").reshape(-1)
         info = info or self.split(split)
         query = BatchQuery(batch_size=max(1, len(wanted)), dtype=dtype, columns=(*columns, "index"))
         params = {"dtype": dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
@@ -179,45 +183,46 @@ class Client:
     def _json(self, path: str, params: dict[str, str] | None = None) -> Any:
         def ask(connection: Connection) -> Any:
             connection.send("GET", path, params or {}, JSON)
-            body = connection.read(connection.receive(JSON))
-            try:
-                return json.loads(body)
-            except ValueError as error:
-                raise CorruptedError(f"{connection.url}: not JSON: {error}") from error
+            return connection.read_json(connection.receive(JSON))
 
         return self._retried(ask)
 
     def _retried(self, ask: Callable[[Connection], T]) -> T:
-        patience = Patience(self.service.retry, len(self.service.endpoints))
+        if self._process != os.getpid():  # forked: the parent's sockets are not ours
+            self._finalizer()
+            self._open()
+        replicas = self.service.replicas
+        patience = Patience(self.service.retry, len(replicas), is_contact=not self._met)
         while True:
-            connection = self._connection()
+            endpoint = replicas.choose(self._process)  # so that the processes of a machine spread over the endpoints
+            connection = self._idle_connection(endpoint)
             try:
                 result = ask(connection)
-                connection.release()
             except CpstreamError as error:
-                self._drop(connection)
-                time.sleep(patience.wait_s(error))
+                connection.close()
+                replicas.failed(endpoint)
+                time.sleep(patience.wait_s(error, endpoint.url))
             except BaseException:
-                self._drop(connection)  # half a reply may be on its way
+                connection.close()  # half a reply may be on its way
                 raise
             else:
+                connection.release()
+                self._idle[endpoint].append(connection)
+                replicas.worked(endpoint)
+                self._met = True
                 return result
 
-    def _connection(self) -> Connection:
-        if self._process != os.getpid():  # forked: the parent's sockets are not ours
-            self._open()
-        connection: Connection | None = getattr(self._threads, "connection", None)
-        if connection is None:
-            self._threads.turn = getattr(self._threads, "turn", -1) + 1
-            connection = self._threads.connection = self.service.connect(self._threads.turn)
-            self._connections.append(connection)
-        return connection
+    def _idle_connection(self, endpoint: Endpoint) -> Connection:
+        try:
+            return self._idle[endpoint].pop()
+        except IndexError:
+            return self.service.connection(endpoint)
 
-    def _drop(self, connection: Connection) -> None:
-        connection.close()
-        self._threads.connection = None
-        if connection in self._connections:
-            self._connections.remove(connection)
+
+def _close_all(idle: Mapping[Endpoint, deque[Connection]]) -> None:
+    for connections in idle.values():
+        while connections:
+            connections.pop().close()
 
 
 def _to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:

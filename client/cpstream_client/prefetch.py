@@ -3,7 +3,12 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
+
+from .errors import CpstreamError
+
+_JOIN_TIMEOUT_S = 5.0
+_CHECK_EVERY_S = 1.0
 
 
 class _Sized(Protocol):
@@ -17,22 +22,24 @@ T = TypeVar("T", bound=_Sized)
 def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> Generator[T, None, None]:
     """The same items in the same order. At least one is fetched ahead, however large.
 
-    An error in the thread is raised here, where the consumer is. Closing the generator (leaving the loop, an exception, the end of
-    the interpreter) calls `abort`, which must make the iterator return soon, and waits for the thread.
+    Any error in the thread is raised here, where the consumer is, after the items before it. Closing the generator (leaving the
+    loop, an exception, the end of the interpreter) calls `abort`, which must make the iterator return soon, and waits for the
+    thread.
     """
     queue = _Queue[T](max_bytes)
     # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
     thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
     thread.start()
     try:
-        yield from queue
+        yield from queue.drain(thread.is_alive)
     finally:
         queue.close()
         abort()
-        thread.join(timeout=5.0)
+        if thread is not threading.current_thread():  # the garbage collector may run this anywhere
+            thread.join(_JOIN_TIMEOUT_S)
 
 
-class _Queue(Iterable[T]):
+class _Queue(Generic[T]):
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._items: deque[T] = deque()
@@ -44,31 +51,40 @@ class _Queue(Iterable[T]):
 
     def fill(self, items: Iterable[T]) -> None:
         """The thread: ends when the items do, at their first error, or when the consumer has gone."""
-        iterator = iter(items)
         try:
-            for item in iterator:
-                with self._changed:
-                    self._changed.wait_for(lambda: self._held_bytes < self._max_bytes or self._closed)
-                    if self._closed:
-                        return
-                    self._items.append(item)
-                    self._held_bytes += item.nbytes
-                    self._changed.notify_all()
-                del item  # or this thread would keep its buffer from being used again
+            iterator = iter(items)
+            try:
+                self._take(iterator)
+            finally:
+                if isinstance(iterator, Generator):
+                    iterator.close()
         except BaseException as error:
             self._error = error
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None:
-                close()
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
 
-    def __iter__(self) -> Iterator[T]:
+    def _take(self, iterator: Iterator[T]) -> None:
+        for item in iterator:
+            with self._changed:
+                self._changed.wait_for(lambda: self._held_bytes < self._max_bytes or self._closed)
+                if self._closed:
+                    return
+                self._items.append(item)
+                self._held_bytes += item.nbytes
+                self._changed.notify_all()
+            del item  # or this thread would keep its buffer from being used again
+
+    def drain(self, is_filled: Callable[[], bool]) -> Iterator[T]:
+        """The consumer. is_filled: whether the thread lives; a forked process has the queue, but not the thread."""
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._items or self._ended)
+                while not (self._items or self._ended):
+                    if not self._changed.wait(_CHECK_EVERY_S) and not is_filled() and not self._ended:
+                        raise CpstreamError(
+                            "the thread that fetches batches is gone; was the process forked in the middle of an epoch?"
+                        )
                 if not self._items:
                     break
                 item = self._items.popleft()

@@ -96,11 +96,13 @@ class _Body:
             got += count
         self.left -= nbytes
         self._pieces += 1
-        if self._pieces == 4:
+        if self._pieces < 4:  # the prefix in two pieces, and the header
+            self._checksum.update(into.data)
+        elif self._pieces == 4:
             self._verify(into)
             self.body = into
-        else:
-            self._checksum.update(into.data)
+        else:  # a damaged header can make Arrow go on to another message
+            raise CorruptedError(f"{self._url}: a batch is followed by something else than the next one")
         return into
 
     def _verify(self, body: Bytes) -> None:
@@ -127,7 +129,7 @@ def read_batches(
             record_batch = reader.read_next_batch()
             if record_batch.num_rows != num_rows or (body.body is None and num_rows):
                 raise CorruptedError(f"{url}: a batch has {record_batch.num_rows} rows where {num_rows} were asked for")
-            yield _to_batch(record_batch, body.body)
+            yield _to_batch(record_batch, body.body, url)
             del record_batch
         body.begin_message()
         if next(reader, None) is not None or body.left:
@@ -135,7 +137,7 @@ def read_batches(
         response.read()  # marks the reply as ended, so that its connection can be used again
     except StopIteration:
         raise CorruptedError(f"{url}: the stream ended before its last batch") from None
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError, too; the connection's own come as TransportErrors
         raise CorruptedError(f"{url}: not an Arrow stream: {error}") from error
 
 
@@ -148,16 +150,18 @@ def _check_schema(schema: pa.Schema, expected: Expected, url: str) -> None:
             raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
 
 
-def _to_batch(record_batch: pa.RecordBatch, body: Bytes | None) -> Batch:
-    """Arrays over the body itself: Arrow's own views of it would be read-only."""
+def _to_batch(record_batch: pa.RecordBatch, body: Bytes | None, url: str) -> Batch:
+    """Arrays over the body itself: Arrow's own views of it would be read-only. Raises CorruptedError when they lie elsewhere."""
     num_rows = record_batch.num_rows
     origin = pa.py_buffer(body).address if body is not None else 0
 
     def view(buffer: pa.Buffer, dtype: npt.DTypeLike, count: int) -> npt.NDArray[np.generic]:
         if body is None:
             return np.empty(0, dtype)
-        offset = buffer.address - origin
-        return body[offset : offset + count * np.dtype(dtype).itemsize].view(dtype)
+        offset, nbytes = buffer.address - origin, count * np.dtype(dtype).itemsize
+        if not 0 <= offset <= body.nbytes - nbytes:  # Arrow converts what a damaged schema calls big-endian
+            raise CorruptedError(f"{url}: a column lies outside its batch")
+        return body[offset : offset + nbytes].view(dtype)
 
     found: dict[str, npt.NDArray[np.generic]] = {}
     file_paths = None

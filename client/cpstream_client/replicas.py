@@ -1,0 +1,74 @@
+"""Which of a service's endpoints to ask: each process has its turn among them, and avoids for a while what failed."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+_COOLDOWN_S = 5.0
+_MAX_COOLDOWN_S = 300.0
+"""An endpoint that failed is asked again after 5 s, 10 s, 20 s, ... as long as another one answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a service listens: scheme, host, port, and the path under which a proxy may have put it."""
+
+    url: str
+    secure: bool
+    host: str
+    port: int
+    prefix: str
+
+    @classmethod
+    def parse(cls, url: str) -> "Endpoint":
+        """Raises ValueError for what is not an http or https URL."""
+        like = "it must look like http://data:8000"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError as error:
+            raise ValueError(f"url is {url!r}: {error}; {like}") from None
+        if parts.username is not None or parts.password is not None:
+            raise ValueError(
+                f"url names a user or password for {parts.hostname}; give token=... instead, and a url like {like[24:]}"
+            )
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+            raise ValueError(f"url is {url!r}; {like}")
+        secure = parts.scheme == "https"
+        return cls(url.rstrip("/"), secure, parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/"))
+
+
+class Replicas:
+    """The endpoints, and which of them failed lately. For all threads of a process; what it remembers is not pickled."""
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], clock: Callable[[], float] = time.monotonic) -> None:
+        self.endpoints = endpoints
+        self._clock = clock
+        self._failures: dict[Endpoint, tuple[int, float]] = {}  # how many in a row, and the time of the last
+
+    def __reduce__(self) -> tuple[type["Replicas"], tuple[tuple[Endpoint, ...]]]:
+        return type(self), (self.endpoints,)
+
+    def __len__(self) -> int:
+        return len(self.endpoints)
+
+    def choose(self, turn: int) -> Endpoint:
+        """The endpoint whose turn it is, or the next one that did not fail lately; if all did, the one that rests the longest."""
+        first = turn % len(self.endpoints)
+        in_turn = self.endpoints[first:] + self.endpoints[:first]
+        if not self._failures:
+            return in_turn[0]
+        now = self._clock()
+        return min(in_turn, key=lambda endpoint: max(0.0, self._rests_until(endpoint) - now))
+
+    def failed(self, endpoint: Endpoint) -> None:
+        failures, _ = self._failures.get(endpoint, (0, 0.0))
+        self._failures[endpoint] = failures + 1, self._clock()
+
+    def worked(self, endpoint: Endpoint) -> None:
+        self._failures.pop(endpoint, None)
+
+    def _rests_until(self, endpoint: Endpoint) -> float:
+        failures, last = self._failures.get(endpoint, (0, 0.0))
+        return last + min(_MAX_COOLDOWN_S, _COOLDOWN_S * 2.0 ** min(failures - 1, 60)) if failures else 0.0

@@ -22,6 +22,7 @@ from .batches import Columns, Floats, reply, schema_message
 from .frames import END_OF_STREAM
 from .orders import OrderCache
 from .problems import InvalidParameter, Overloaded, PayloadTooLarge
+from .residency import Residency
 from .settings import ServeSettings
 from .snapshot import Snapshot, Split
 
@@ -40,6 +41,9 @@ class BatchServer:
         self._orders = OrderCache(self._executor)
         self._pool = BufferPool(max_idle=IDLE_BUFFERS)
         self._half: dict[str, asyncio.Future[Floats]] = {}
+        self._residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
+        for split in snapshot.splits.values():
+            self._residency.prepare(split.embeddings)
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -70,7 +74,8 @@ class BatchServer:
             nbytes = columns.frame(plan.batch_size).nbytes * (len(steps) - 1) + columns.frame(high - low).nbytes
         else:
             nbytes = 0
-        return self._reply(columns, schema, _batches(plan, order, steps), nbytes, _etag(split.fingerprint, query))
+        batches = self._residency.ahead(columns.embeddings, _batches(plan, order, steps), plan.shuffle)
+        return self._reply(columns, schema, batches, nbytes, _etag(split.fingerprint, query))
 
     async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> Response:
         """The samples at `indices`, in that order, as one record batch. Indices must be within the split."""
@@ -78,7 +83,8 @@ class BatchServer:
         self._check_size(len(indices), columns)
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
         schema = schema_message(columns, stream_metadata(split.name, split.fingerprint, query, len(indices), 1))
-        return self._reply(columns, schema, [indices], columns.nbytes(indices))
+        batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
+        return self._reply(columns, schema, batches, columns.nbytes(indices))
 
     def _reply(self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, etag: str | None = None) -> Response:
         total = len(schema) + nbytes + len(END_OF_STREAM)
@@ -99,6 +105,7 @@ class BatchServer:
                 loop = asyncio.get_running_loop()
                 self._half[split.name] = loop.run_in_executor(self._executor, _half_precision, split.embeddings)
             embeddings = await asyncio.shield(self._half[split.name])
+            self._residency.prepare(embeddings)
         return Columns(embeddings, split.cps, split.file_paths, names)
 
     def enter(self) -> None:

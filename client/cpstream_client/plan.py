@@ -131,6 +131,8 @@ def epoch_order(n: int, shuffle: Shuffle, seed: int, epoch: int) -> Indices:
 def randperm(n: int, seed: int) -> Indices:
     """torch.randperm(n, generator=torch.Generator().manual_seed(seed)), without torch. (n,) int64.
 
+    (From n = 2^32 / 20 on, 215 million, torch uses another method; this is then a permutation of its own.)
+
     torch runs Fisher-Yates: for i in 0..n-2 swap r[i] with r[t(i)], t(i) = i + z(i) % (n - i), z from MT19937. The loop is
     sequential, and in Python takes 0.2 s for a million samples with the GIL held. It is solved here with one sort instead:
     write A(i) for the value at position i just before step i. It was put there by the last earlier step that swapped into i,

@@ -1,0 +1,53 @@
+"""loader(): a DataLoader whose state is right with any number of workers."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from .streaming import StreamingEmbeddingsDataset
+
+
+class Loader(DataLoader[tuple[Any, ...]]):
+    """A DataLoader over a StreamingEmbeddingsDataset that counts what its loop received, whatever its workers fetched ahead."""
+
+    dataset: StreamingEmbeddingsDataset
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
+        """Begins at the first next(), as the dataset's own iterator."""
+        if not self.num_workers:
+            yield from super().__iter__()
+            return
+        run = self.dataset.begin_run(counted_by_loader=True)  # before the workers start, which read where it begins
+        for batch in super().__iter__():
+            run.delivered += 1
+            yield batch
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from where the loop is to the end of the epoch; len() is that of a whole epoch."""
+        return self.dataset.steps_left
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration."""
+        self.dataset.set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As StreamingEmbeddingsDataset.state_dict, right with any number of workers."""
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As StreamingEmbeddingsDataset.load_state_dict."""
+        self.dataset.load_state_dict(state)
+
+
+def loader(dataset: StreamingEmbeddingsDataset, *, num_workers: int = 0, **options: Any) -> Loader:
+    """A DataLoader over ready batches, whose state_dict() is right with any num_workers. options: as DataLoader's.
+
+    Frameworks that tell a loader's sampler of a new epoch, as Lightning does, thereby tell the dataset.
+    """
+    if not options.get("in_order", True):
+        raise ValueError("in_order is False; the state of a loader counts batches in order, so leave it True")
+    made = Loader(dataset, batch_size=None, num_workers=num_workers, **options)
+    made.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]
+    return made

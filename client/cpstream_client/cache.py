@@ -30,8 +30,10 @@ _CHECKSUM_BLOCK_BYTES = 64 * 1024**2
 class SplitCache(Protocol):
     """Where batches of a split are kept. embeddings (N, D) and cps (N,) by index."""
 
-    def missing(self) -> Indices:
-        """The indices that have not been put yet. (M,) int64, ascending; empty when the cache is complete."""
+    dtype: Dtype
+
+    def missing(self, among: Indices | None = None) -> Indices:
+        """Which of these indices (by default: of all, ascending) have not been put yet. (M,) int64."""
 
     def put(self, batch: Batch) -> None:
         """Keep a batch, which must have its index column."""
@@ -44,14 +46,15 @@ class MemoryCache:
     """A split in this process's memory. Gathers at the speed of np.take."""
 
     def __init__(self, info: SplitInfo, dtype: Dtype) -> None:
+        self.dtype: Dtype = dtype
         n = info.num_samples
         self._embeddings: Any = np.empty((n, info.embedding_dim), dtype)
         self._cps: Any = np.empty(n, np.float32)
         self._has: Any = np.zeros(n, np.bool_)
         self._pool = BufferPool(_IDLE_BUFFERS)
 
-    def missing(self) -> Indices:
-        return np.flatnonzero(~self._has)
+    def missing(self, among: Indices | None = None) -> Indices:
+        return np.flatnonzero(~self._has) if among is None else among[~self._has[among]]
 
     def put(self, batch: Batch) -> None:
         assert batch.index is not None  # noqa: S101 - the caller asked for the column
@@ -85,7 +88,7 @@ class FileCache(MemoryCache):
         self._pool = BufferPool(_IDLE_BUFFERS)
         self._release: Callable[[], object] | None = None  # while the split is not complete: lets go of the partial folder
         self._shape = (info.num_samples, info.embedding_dim)
-        self._dtype = dtype
+        self.dtype = dtype
         if self._open_final():
             return
         self._join_partial()
@@ -96,12 +99,14 @@ class FileCache(MemoryCache):
             self._finish()
 
     def _open_final(self) -> bool:
+        if not self._final.is_dir():
+            return False
         try:
             manifest = json.loads((self._final / "manifest.json").read_text())
             self._map(self._final, "r")
             sound = manifest["checksum"] == self._checksum()
         except (OSError, ValueError, KeyError):
-            return False
+            sound = False
         if not sound:  # altered or damaged on disk
             shutil.rmtree(self._final, ignore_errors=True)
             return False
@@ -124,13 +129,13 @@ class FileCache(MemoryCache):
 
     def _begin(self) -> None:
         n, dim = self._shape
-        sizes = {"embeddings": n * dim * np.dtype(self._dtype).itemsize, "cps": n * 4, "has": n}
+        sizes = {"embeddings": n * dim * np.dtype(self.dtype).itemsize, "cps": n * 4, "has": n}
         for name, nbytes in sizes.items():
             with open(self._partial / name, "wb") as file:
                 file.truncate(nbytes)  # sparse: takes space as it is filled
 
     def _map(self, folder: Path, mode: Literal["r", "r+"]) -> None:
-        self._embeddings = np.memmap(folder / "embeddings", self._dtype, mode, shape=self._shape)
+        self._embeddings = np.memmap(folder / "embeddings", self.dtype, mode, shape=self._shape)
         self._cps = np.memmap(folder / "cps", np.float32, mode, shape=self._shape[:1])
 
     def _checksum(self) -> str:

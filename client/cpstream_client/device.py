@@ -79,14 +79,15 @@ class DeviceCache:
     """A whole split in the memory of a device; batches are gathered there. A SplitCache whose arrays are tensors."""
 
     def __init__(self, info: SplitInfo, dtype: Dtype, device: torch.device) -> None:
+        self.dtype: Dtype = dtype
         n = info.num_samples
         self._device = device
         self._embeddings = torch.empty((n, info.embedding_dim), dtype=getattr(torch, dtype), device=device)
         self._cps = torch.empty(n, device=device)
         self._has = np.zeros(n, np.bool_)
 
-    def missing(self) -> Indices:
-        return np.flatnonzero(~self._has)
+    def missing(self, among: Indices | None = None) -> Indices:
+        return np.flatnonzero(~self._has) if among is None else among[~self._has[among]]
 
     def put(self, batch: Batch) -> None:
         assert batch.index is not None  # noqa: S101 - the caller asked for the column
@@ -96,7 +97,9 @@ class DeviceCache:
         self._cps[index] = torch.from_numpy(batch.cps).to(self._device)
         self._has[batch.index] = True
 
-    def gather_tensors(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """The samples at these indices, in this order. (B, D), (B,), both on the device."""
+    def gather(self, indices: Indices) -> Batch:
+        """As SplitCache.gather, but embeddings and cps are tensors on the device."""
         wanted = torch.from_numpy(indices).to(self._device)
-        return self._embeddings.index_select(0, wanted), self._cps.index_select(0, wanted)
+        embeddings: Any = self._embeddings.index_select(0, wanted)
+        cps: Any = self._cps.index_select(0, wanted)
+        return Batch(embeddings, cps, indices, None, len(indices), embeddings.nbytes)

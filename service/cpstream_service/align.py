@@ -78,7 +78,7 @@ def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
     for problem in table.problems:
         drops.add(problem.reason, "cps", str(problem))
 
-    finite = _finite_rows(source.embeddings)
+    finite = finite_rows(source.embeddings)
     vectors = source.embeddings
     row_of = embeddings.resolve(finite, drops, "embedding", lambda a, b: vectors[a].tobytes() == vectors[b].tobytes())
     for i in np.flatnonzero(~finite).tolist():
@@ -235,7 +235,7 @@ def _add_unmatched(
         drops.add(Reason.AMBIGUOUS_PATH if ambiguous else Reason.NO_EMBEDDING, "cps", key)
 
 
-def _finite_rows(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def finite_rows(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Which rows hold finite numbers only. (M, D) float32 -> (M,) bool."""
     finite = np.empty(len(embeddings), np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -12,20 +12,28 @@ class Loader(DataLoader[tuple[Any, ...]]):
     """A DataLoader over a StreamingEmbeddingsDataset that counts what its loop received, whatever its workers fetched ahead."""
 
     dataset: StreamingEmbeddingsDataset
+    device: torch.device | None = None
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
         """Begins at the first next(), as the dataset's own iterator."""
-        if not self.num_workers:
+        ahead = self.device is not None and self.device.type != "cpu"
+        if not self.num_workers and not ahead:
             yield from super().__iter__()
             return
         run = self.dataset.begin_run(counted_by_loader=True)  # before the workers start, which read where it begins
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in to_device(batches, self.device) if ahead else batches:  # type: ignore[arg-type]
             run.delivered += 1
             yield batch
 
     @property
     def steps_left(self) -> int:
         """Steps from where the loop is to the end of the epoch; len() is that of a whole epoch."""
+        return self.dataset.steps_left
+
+    @property
+    def steps_left(self) -> int:
+        """As StreamingEmbeddingsDataset.steps_left."""
         return self.dataset.steps_left
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,8 +49,12 @@ class Loader(DataLoader[tuple[Any, ...]]):
         self.dataset.load_state_dict(state)
 
 
-def loader(dataset: StreamingEmbeddingsDataset, *, num_workers: int = 0, **options: Any) -> Loader:
+def loader(
+    dataset: StreamingEmbeddingsDataset, *, num_workers: int = 0, device: str | torch.device | None = None, **options: Any
+) -> Loader:
     """A DataLoader over ready batches, whose state_dict() is right with any num_workers. options: as DataLoader's.
+
+    device: where the batches shall be; they are copied there from pinned memory, one ahead of the loop, while it computes.
 
     Frameworks that tell a loader's sampler of a new epoch, as Lightning does, thereby tell the dataset.
     """

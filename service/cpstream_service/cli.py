@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from cyclopts.config import Env
 from rich.console import Console
 
-from cpstream_client import Client
+from cpstream_client import Client, Retry
 from cpstream_client.errors import CpstreamError
 
 from .errors import AlignmentError, DataError
@@ -91,7 +91,7 @@ def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int
     """
     from .info import splits_table
 
-    with Client(url, token=token) as client:
+    with Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0)) as client:
         Console().print(splits_table(client.splits()))
     return 0
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("cpstream.service")
 CANNOT_START = 3
 """Exit code when the address cannot be had; uvicorn's own for a failed start."""
 BACKLOG = 2048
-WORKER_HEALTHCHECK_S = 30
+WORKER_HEALTHCHECK_S = 10
 """A worker that does not answer its supervisor for so long is replaced; uvicorn's 5 s are short for a machine under full load."""
 
 

@@ -1,0 +1,56 @@
+# Each target does its own set-up in .venv; all that must be there is a Python of 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= examples/speech/data
+PORT ?= 8000
+IMAGE ?= cpstream
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install
+
+# The first one that runs, is new enough and can make virtual environments; a version manager's shim may do neither.
+PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test lint format bench image
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) ARGS="more options of the command" PYTHON=python3'
+
+serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
+	@exec $(BIN)/cpstream serve --source-path $(DATA) --port $(PORT) $(ARGS)
+
+test: $(VENV)/.dev ## Run all tests, with coverage (ARGS)
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/.dev ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## Put the code into the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## Measure throughput side by side with the alternatives (ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
+
+image: ## Build the container image (IMAGE)
+	docker build -t $(IMAGE) .
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or newer with venv was found.'; \
+		echo 'Install one (Debian, Ubuntu: apt-get install python3-venv), or name it: make PYTHON=/path/to/python3'; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp is newer than what it was made from, so that a second start installs nothing.
+$(VENV)/.service: pyproject.toml | $(BIN)/python
+	$(PIP) -e '.[service]'
+	@touch $@
+
+# torch first and pinned, or pip might take another build of it with the rest.
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[dev]'
+	@touch $@ $(VENV)/.service

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import Server
+from torch.utils.data import DataLoader
 
 from cpstream_client import BatchQuery, Client
 from cpstream_client.buffers import BufferPool
@@ -18,6 +19,7 @@ from cpstream_client.cache import FileCache, MemoryCache, SplitCache
 from cpstream_client.device import DeviceCache, to_device
 from cpstream_client.epochs import Epochs
 from cpstream_client.reader import Batch
+from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 from cpstream_client.wire import Dtype, SplitInfo
 
 QUERY = BatchQuery(batch_size=32, shuffle="uniform", seed=3, columns=("embedding", "cps", "index"))
@@ -196,6 +198,35 @@ def test_an_incomplete_file_cache_has_no_manifest(client: Client, info: SplitInf
     cache.put(client.take("train", np.arange(10, info.num_samples)))
     (manifest,) = tmp_path.rglob("manifest.json")
     assert json.loads(manifest.read_text())["num_samples"] == info.num_samples
+
+
+@pytest.mark.parametrize("cache", ["memory", "device", "directory"])
+def test_datasets_deliver_the_same_with_a_cache(cache: str, server: Server, tmp_path: Path) -> None:
+    chosen = str(tmp_path) if cache == "directory" else cache
+    options = {"batch_size": 100, "shuffle": True, "seed": 1, "rank": 1, "world_size": 2}
+    plain = StreamingEmbeddingsDataset(server.url, "train", **options)
+    cached = StreamingEmbeddingsDataset(server.url, "train", cache=chosen, **options)
+    for epoch in range(3):
+        plain.set_epoch(epoch)
+        cached.set_epoch(epoch)
+        for one, other in zip(loader(plain), loader(cached), strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+    remote, remote_cached = RemoteEmbeddingsDataset(server.url, "train"), RemoteEmbeddingsDataset(server.url, "train", cache=chosen)
+    for index in ([5, 3, 3], [3, 1700], slice(0, 100)):
+        for one, other in zip(remote[index], remote_cached[index], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_workers_share_a_directory_and_no_memory(server: Server, tmp_path: Path) -> None:
+    dataset = StreamingEmbeddingsDataset(server.url, "train", batch_size=100, cache=str(tmp_path))
+    plain = [cps for _, cps in DataLoader(StreamingEmbeddingsDataset(server.url, "train", batch_size=100), batch_size=None)]
+    for _ in range(2):
+        assert all(torch.equal(*pair) for pair in zip([cps for _, cps in loader(dataset, num_workers=2)], plain, strict=True))
+    assert [each.name for each in tmp_path.iterdir()] == [f"{dataset.info.fingerprint}-float32"]
+    in_memory = StreamingEmbeddingsDataset(server.url, "train", cache="memory")
+    with pytest.raises(ValueError, match="use num_workers=0"):
+        next(iter(loader(in_memory, num_workers=2)))
 
 
 class FakeStreams:

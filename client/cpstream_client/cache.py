@@ -163,10 +163,3 @@ class FileCache(MemoryCache):
         if self._release is not None:
             self._release()
             self._release = None
-
-
-def open_cache(cache: str | os.PathLike[str], info: SplitInfo, dtype: Dtype) -> SplitCache:
-    """The cache that `cache` names: "memory", or a directory."""
-    if cache == "memory":
-        return MemoryCache(info, dtype)
-    return FileCache(cache, info, dtype)

@@ -1,5 +1,6 @@
 """From host memory to an accelerator: copies on a side stream, one batch ahead of the loop, and a cache that lives there."""
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import torch
 
 from .buffers import ALIGNMENT, Bytes
+from .cache import FileCache, MemoryCache, SplitCache
 from .plan import Indices
 from .reader import Batch
 from .wire import Dtype, SplitInfo
@@ -103,3 +105,12 @@ class DeviceCache:
         embeddings: Any = self._embeddings.index_select(0, wanted)
         cps: Any = self._cps.index_select(0, wanted)
         return Batch(embeddings, cps, indices, None, len(indices), embeddings.nbytes)
+
+
+def open_cache(cache: str | os.PathLike[str], info: SplitInfo, dtype: Dtype, device: str | torch.device | None) -> SplitCache:
+    """The cache that a dataset's `cache` and `device` name: "memory", "device" (by default the GPU, if any) or a directory."""
+    if cache == "memory":
+        return MemoryCache(info, dtype)
+    if cache == "device":
+        return DeviceCache(info, dtype, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    return FileCache(cache, info, dtype)

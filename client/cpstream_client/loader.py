@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
+from .device import to_device
 from .streaming import StreamingEmbeddingsDataset
 
 
@@ -16,24 +18,19 @@ class Loader(DataLoader[tuple[Any, ...]]):
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
         """Begins at the first next(), as the dataset's own iterator."""
-        ahead = self.device is not None and self.device.type != "cpu"
-        if not self.num_workers and not ahead:
+        if not self.num_workers and self.device is None:
             yield from super().__iter__()
             return
-        run = self.dataset.begin_run(counted_by_loader=True)  # before the workers start, which read where it begins
+        # Before the workers start, which read where it begins.
+        run = self.dataset.begin_run(counted_by_loader=True) if self.num_workers else self.dataset.prepare_run()
         batches = super().__iter__()
-        for batch in to_device(batches, self.device) if ahead else batches:  # type: ignore[arg-type]
+        for batch in to_device(batches, self.device) if self.device is not None else batches:
             run.delivered += 1
             yield batch
 
     @property
     def steps_left(self) -> int:
         """Steps from where the loop is to the end of the epoch; len() is that of a whole epoch."""
-        return self.dataset.steps_left
-
-    @property
-    def steps_left(self) -> int:
-        """As StreamingEmbeddingsDataset.steps_left."""
         return self.dataset.steps_left
 
     def set_epoch(self, epoch: int) -> None:
@@ -60,6 +57,14 @@ def loader(
     """
     if not options.get("in_order", True):
         raise ValueError("in_order is False; the state of a loader counts batches in order, so leave it True")
+    on = torch.device(device) if device is not None else None
+    if on is not None and on.type == "cpu":
+        on = None
+    if on is not None:
+        dataset.device = dataset.device or on
+        dataset.pin_memory = not num_workers  # workers hand their batches over in shared memory, which pin_memory pins
+        options.setdefault("pin_memory", bool(num_workers))
     made = Loader(dataset, batch_size=None, num_workers=num_workers, **options)
+    made.device = on
     made.sampler.set_epoch = dataset.set_epoch  # type: ignore[attr-defined]
     return made

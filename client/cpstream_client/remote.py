@@ -1,5 +1,6 @@
 """RemoteEmbeddingsDataset: any sample of a split at any time, for map-style use."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .cache import SplitCache
+from .device import open_cache
 from .http import Client
 from .plan import Indices
 from .wire import DTYPES, Dtype, SplitInfo
@@ -19,10 +22,18 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
     A list of indices is one request, so let the DataLoader ask for whole batches:
     `DataLoader(ds, batch_size=None, sampler=BatchSampler(RandomSampler(ds), 256, drop_last=False))`. With `DataLoader(ds, 256)` it
     is one request a batch, too, and one more copy to collate it. `audio_data`, `labels` and `filenames` download the split once;
-    from then on samples come from there.
+    from then on samples come from there. cache, device: as StreamingEmbeddingsDataset's; what is not in the cache yet is asked for.
     """
 
-    def __init__(self, source: str | Sequence[str] | Client, split: str, *, dtype: Dtype = "float32") -> None:
+    def __init__(
+        self,
+        source: str | Sequence[str] | Client,
+        split: str,
+        *,
+        dtype: Dtype = "float32",
+        cache: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
         self._client = source if isinstance(source, Client) else Client(source)
@@ -31,6 +42,8 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         self._info: SplitInfo | None = None
         self._filenames: list[str] | None = None
         self._whole: tuple[Tensor, Tensor] | None = None
+        self.cache, self.device = cache, device
+        self._cache: SplitCache | None = None
 
     @property
     def info(self) -> SplitInfo:
@@ -80,8 +93,23 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         if self._whole is not None:
             chosen = torch.from_numpy(indices)
             return self._whole[0][chosen], self._whole[1][chosen]
+        if self.cache is not None:
+            return self._take_cached(indices)
         batch = self._client.take(self.split, indices, dtype=self.dtype, columns=("embedding", "cps"), info=self.info)
         return torch.from_numpy(batch.embeddings), torch.from_numpy(batch.cps)
+
+    def _take_cached(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        if self._cache is None:
+            assert self.cache is not None  # noqa: S101 - the caller has asked
+            self._cache = open_cache(self.cache, self.info, self.dtype, self.device)
+        missing = self._cache.missing(indices)
+        if len(missing):
+            self._cache.put(self._client.take(self.split, missing, dtype=self.dtype, info=self.info))
+        batch = self._cache.gather(indices)
+        return torch.as_tensor(batch.embeddings), torch.as_tensor(batch.cps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # another process opens its own
 
     def _load(self) -> tuple[Tensor, Tensor]:
         if self._whole is None:

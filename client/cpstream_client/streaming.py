@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from .buffers import BufferPool
+from .buffers import allocate_aligned
+from .device import allocate_pinned, open_cache
+from .epochs import Epochs
 from .errors import CpstreamError, StateMismatch
-from .fetch import Course, EpochFetcher, cut
 from .http import Client
 from .plan import Plan, Remainder, Shuffle
 from .position import Identity, Position, Run, check_equal
-from .prefetch import prefetch
 from .reader import Batch
 from .wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, SplitInfo
 
 PREFETCH_BYTES = 64 * 1024**2
-IDLE_BUFFERS = 64
 
 
 class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
@@ -37,6 +36,9 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     shuffle: True for torch's uniform permutation of seed + epoch; "blocks" for splits that exceed the service's memory.
     remainder: "pad", "drop" or "exact", see plan.py: what becomes of samples that the ranks cannot share evenly.
     prefetch_bytes: how much may be fetched ahead, a process.
+    cache: "memory", a directory, or "device" (with `device`, by default the GPU): the first epoch fills it, later ones gather from
+    it in the same order and ask the service only whether its data is still the same; those of a directory serve later runs, too.
+    pin_memory: receive into page-locked memory, from which copies to a GPU are asynchronous; `loader(device=...)` sees to it.
     rank, world_size: by default those of torch.distributed, else of RANK and WORLD_SIZE, else 0 and 1, when iteration begins.
 
     Nothing is asked of the service before the first use. Raises what Client raises; a fault that retrying cures is not seen.
@@ -55,6 +57,9 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         dtype: Dtype = "float32",
         columns: Sequence[Column] = ("embedding", "cps"),
         prefetch_bytes: int = PREFETCH_BYTES,
+        cache: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        pin_memory: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -81,10 +86,13 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         self.columns = tuple(columns)
         self.shuffle = shuffle
         self.prefetch_bytes = prefetch_bytes
+        self.cache, self.device, self.pin_memory = cache, device, pin_memory
+        self._epochs: Epochs | None = None
         self._inherited_ranks: tuple[int, int] | None = None
         self._info: SplitInfo | None = None
         self._position = Position()
         self._run: Run | None = None
+        self._prepared: Run | None = None
         self._worker_resume: Mapping[str, Any] | None = None
 
     @property
@@ -131,7 +139,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
 
     def _iterate(self) -> Iterator[tuple[Any, ...]]:
         """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
-        run = self.begin_run()
+        run, self._prepared = self._prepared or self.begin_run(), None
         yield from self._deliver(self._query_of(run.plan), run)
 
     def begin_run(self, counted_by_loader: bool = False) -> Run:
@@ -140,12 +148,22 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         self._run = Run(self._plan(self.epoch, self._position.start), counted_by_loader=counted_by_loader)
         return self._run
 
+    def prepare_run(self) -> Run:
+        """Begin an iteration that the next iterator of this process makes and a Loader counts."""
+        self._prepared = self.begin_run(counted_by_loader=True)
+        return self._prepared
+
     def _begun(self) -> bool:
         """Whether batches have been delivered from the position since it was set."""
         return self._position.read_by_workers if self._run is None else self._run.delivered > 0
 
     def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[tuple[Any, ...]]:
         """Every num_workers-th batch of the rank's, from that of this worker on."""
+        if self.cache in ("memory", "device"):
+            raise ValueError(
+                f"cache={self.cache!r} lives in one process, and each DataLoader worker would fill its own; use num_workers=0, "
+                "which is as fast with a cache, or cache='/some/directory', which processes share"
+            )
         self._position.mark_read_by_worker()
         epoch, start, skipped = self.epoch, self._position.start, 0
         if self._worker_resume is not None:
@@ -159,11 +177,13 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         return self._deliver(query, run, worker)
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[tuple[Any, ...]]:
-        course = Course(query, self.info)
-        fetcher = EpochFetcher(self._client.service, course, BufferPool(IDLE_BUFFERS), turn=query.rank + turn)
-        batches = prefetch(fetcher, self.prefetch_bytes, fetcher.abort)
+        if self._epochs is None:
+            cache = None if self.cache is None else open_cache(self.cache, self.info, self._query.dtype, self.device)
+            allocate = allocate_pinned if self.pin_memory else allocate_aligned
+            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate)
+        batches = self._epochs.batches(query, turn=query.rank + turn)
         try:
-            for batch in cut(batches, course):
+            for batch in batches:
                 self._position.pin(self.info.fingerprint)  # two workers may have met different replicas at the same moment
                 item = self._to_tensors(batch)
                 del batch  # the loop shall hold the only reference when it asks for the next
@@ -274,7 +294,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         }
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_run": None, "_inherited_ranks": self._inherited_ranks}
+        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_inherited_ranks": self._inherited_ranks}
         if get_spawning_popen() is None:
             start = 0 if self._begun() else self._position.start
             return {**state, "_position": Position(self.epoch, start, self._position.fingerprint)}
@@ -293,6 +313,8 @@ def _distributed_ranks() -> tuple[int, int] | None:
 
 
 def _tensor(values: Any) -> Tensor:
+    if isinstance(values, Tensor):  # of cache="device"
+        return values
     return torch.from_numpy(values)  # no copy: the tensor keeps the buffer from being used again
 
 

@@ -33,6 +33,9 @@ class Connection:
         self._timeout_s = timeout_s
         kind = http.client.HTTPSConnection if endpoint.secure else http.client.HTTPConnection
         self._http = kind(endpoint.host, endpoint.port, timeout=min(timeout_s, _CONNECT_TIMEOUT_S))
+        # http.client forgets both at the head of a reply with "Connection: close", while the body is still to come.
+        self._sock: socket.socket | None = None
+        self._response: http.client.HTTPResponse | None = None
         self._target = ""
         self._used_s = 0.0
 
@@ -46,7 +49,7 @@ class Connection:
         if content_type:
             headers["Content-Type"] = content_type
         if time.monotonic() - self._used_s > _MAX_IDLE_S:
-            self._http.close()
+            self.close()
         try:
             self._connect()
             self._http.request(method, self._target, body, headers)
@@ -59,7 +62,7 @@ class Connection:
         Raises ServiceError when the service answered with a problem, TransportError when no proper answer came.
         """
         try:
-            response = self._http.getresponse()
+            response = self._response = self._http.getresponse()
             if response.status != 200:
                 error = self._refused(response, response.read(_MAX_PROBLEM_BYTES))
                 self.close()  # what a damaged reply has left in the socket is no answer to the next request
@@ -94,10 +97,13 @@ class Connection:
 
     def close(self) -> None:
         self._http.close()
+        if self._response is not None:
+            self._response.close()
+        self._response = self._sock = None
 
     def abort(self) -> None:
         """Wake a thread that waits for bytes of this connection; it gets a TransportError. For other threads."""
-        sock = self._http.sock
+        sock = self._sock
         if sock is not None:
             with contextlib.suppress(OSError):  # the peer was faster
                 sock.shutdown(socket.SHUT_RDWR)
@@ -105,7 +111,8 @@ class Connection:
     def _connect(self) -> None:
         if self._http.sock is None:
             self._http.connect()
-            cast(socket.socket, self._http.sock).settimeout(self._timeout_s)
+            self._sock = cast(socket.socket, self._http.sock)
+            self._sock.settimeout(self._timeout_s)
 
     def _failed(self, error: Exception) -> TransportError:
         self.close()

@@ -45,9 +45,12 @@ class TrainLoader(Protocol):
     """Shuffled batches (embeddings, cps) of this rank, that can stop anywhere and go on there."""
 
     def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int:
+        """Steps of a whole epoch."""
+
     @property
     def steps_left(self) -> int:
-        """Steps from here to the end of the epoch."""
+        """Steps from here to its end."""
 
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> dict[str, Any]: ...
@@ -119,12 +122,11 @@ class Local:
         from cpstream_service.dataset import RegressionEmbeddingsDataset  # here: a training machine may not have the service
 
         if split not in self.datasets:
-            table = Path(self.options.cps_csv.replace("{split}", split))
             self.datasets[split] = RegressionEmbeddingsDataset(
-                source_path=str(self.source_path),
-                split=split,
+                self.source_path,
+                split,
                 source_type=self.options.source_type,
-                cps_csv=str(self.source_path / table if table.parent == Path() else table),
+                cps_csv=self.options.cps_csv,
                 collection_name=self.options.collection_name,
             )
         return self.datasets[split]
@@ -154,6 +156,9 @@ class LocalTrainLoader:
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
             self.epoch, self.step = epoch, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
     @property
     def steps_left(self) -> int:

@@ -129,10 +129,11 @@ def main(
             group["lr"] = options.lr * (1 + math.cos(math.pi * epoch / options.epochs)) / 2
         model.train()
         loss_of = nn.MSELoss()
-        steps = loader.steps_left  # from where the epoch goes on
-        label = f"epoch {epoch + 1}/{options.epochs}"
+        steps = len(loader)
+        first_step = steps - loader.steps_left  # 0, but where an epoch goes on
+        bar = tqdm(loader, f"epoch {epoch + 1}", steps, initial=first_step, leave=False, disable=ranks.rank > 0 or None)
         time_s = time.perf_counter()
-        for step, (embeddings, cps) in enumerate(tqdm(loader, label, steps, leave=False, disable=ranks.rank > 0 or None), 1):
+        for step, (embeddings, cps) in enumerate(bar, first_step + 1):
             embeddings, cps = embeddings.to(ranks.device), cps.to(ranks.device)  # (B, D) float32, (B,) float32
             optimizer.zero_grad()
             loss = loss_of(model(embeddings), model.standardise(cps))

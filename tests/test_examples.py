@@ -1,0 +1,193 @@
+"""The examples as people run them: as processes, against a real service; killed, resumed, and in two processes."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import DEMO_DATA, Server
+
+EXAMPLES = DEMO_DATA.parent.parent
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}  # one thread each: two ranks share two cores
+EPOCHS = 2
+STEPS = ["--epochs", str(EPOCHS), "--batch-size", "8", "--hidden", "32", "16", "--checkpoint-every", "5"]
+LOCAL = ["--local", "--source-path", str(DEMO_DATA)]
+
+
+def python(script: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-W", "error", str(EXAMPLES / script), *arguments]
+
+
+def torchrun(out: Path, *arguments: str) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    return [*launcher, str(EXAMPLES / "train_model.py"), *STEPS, "--out", str(out), *arguments]
+
+
+def run(command: Sequence[str], code: int = 0) -> str:
+    """Run to the end and return the output; exit code as expected."""
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def run_until_checkpoints(command: Sequence[str], checkpoint: Path, count: int, kill: "Any") -> tuple[int, str]:
+    """Run until `count` new checkpoints were seen, call kill(pid), and wait for the end. Returns exit code and output."""
+    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    last = version(checkpoint)
+    seen = 0
+    while seen < count:
+        assert process.poll() is None, process.communicate()[0]
+        if (now := version(checkpoint)) != last:
+            last, seen = now, seen + 1
+    kill(process.pid)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def version(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def rank_1_of(launcher: int) -> int:
+    """Process id of rank 1 among the children of torchrun."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    (pid,) = [int(child) for child in children if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()]
+    return pid
+
+
+def checkpoint_of(out: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(out / "checkpoint.pt", weights_only=True)
+    return state
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Same weights to the bit, same losses and scores to the last digit, same predictions."""
+    weights, expected = checkpoint_of(one)["model"], checkpoint_of(other)["model"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert figures(one) == figures(other)
+    assert (one / "predictions.csv").read_bytes() == (other / "predictions.csv").read_bytes()
+
+
+def figures(out: Path) -> list[dict[str, float]]:
+    records = json.loads((out / "metrics.json").read_text())
+    for record in records:
+        assert record.pop("samples_per_s") > 0
+    return records
+
+
+@pytest.fixture(scope="module")
+def trained(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run from the service that nothing interrupted."""
+    out = tmp_path_factory.mktemp("trained")
+    run(python("train_model.py", "--url", server.url, *STEPS, "--out", str(out)))
+    return out
+
+
+def test_remote_and_local_training_are_the_same_to_the_bit(trained: Path, tmp_path: Path) -> None:
+    run(python("train_model.py", *LOCAL, *STEPS, "--out", str(tmp_path)))
+
+    assert_same_run(tmp_path, trained)
+    assert [record["epoch"] for record in figures(trained)] == [1, 2]
+    assert figures(trained)[-1]["dev_r2"] > 0.9
+
+
+def test_predictions_name_each_recording_of_the_split(trained: Path, server: Server) -> None:
+    with (trained / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    split = server.snapshot.splits["test"]
+
+    assert [row["file_path"] for row in rows] == split.file_paths.to_pylist()
+    cps, predicted, error = (np.array([float(row[name]) for row in rows]) for name in ("cps", "predicted", "error"))
+    np.testing.assert_allclose(cps, split.cps, atol=1e-4)
+    np.testing.assert_allclose(error, predicted - cps, atol=2e-4)
+    assert 1 - (error**2).sum() / ((cps - cps.mean()) ** 2).sum() > 0.9
+    assert (trained / "predictions.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_stopped_and_resumed_ends_with_the_same_weights(trained: Path, server: Server, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "train_model.py"), "--url", server.url, *STEPS, "--out", str(tmp_path), "--resume"]
+    checkpoint = tmp_path / "checkpoint.pt"
+
+    code, output = run_until_checkpoints(command, checkpoint, random.randint(1, 20), lambda pid: os.kill(pid, signal.SIGKILL))
+    assert code == -signal.SIGKILL, output
+    code, output = run_until_checkpoints(command, checkpoint, random.randint(1, 10), lambda pid: os.kill(pid, signal.SIGTERM))
+    assert code == 128 + signal.SIGTERM, output
+    assert len(checkpoint_of(tmp_path)["history"]) < EPOCHS
+    assert output.splitlines()[-1].endswith("--resume"), output
+    run([*command, "--workers", "1"])
+
+    assert_same_run(tmp_path, trained)
+
+
+def test_local_training_resumes_too(trained: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "train_model.py"), *LOCAL, *STEPS, "--out", str(tmp_path), "--resume"]
+    stop = lambda pid: os.kill(pid, signal.SIGINT)  # noqa: E731
+    code, output = run_until_checkpoints(command, tmp_path / "checkpoint.pt", random.randint(1, 20), stop)
+    assert code == 128 + signal.SIGINT, output
+    run(command)
+
+    assert_same_run(tmp_path, trained)
+
+
+def test_two_ranks_survive_the_loss_of_one(server: Server, tmp_path: Path) -> None:
+    undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
+    run(torchrun(undisturbed, "--url", server.url))
+    command = torchrun(disturbed, "--url", server.url, "--resume")
+    kill = lambda pid: os.kill(rank_1_of(pid), signal.SIGKILL)  # noqa: E731
+    code, output = run_until_checkpoints(command, disturbed / "checkpoint.pt", random.randint(1, 20), kill)
+
+    assert code == 0, output  # torchrun started both ranks again
+    assert "SIGKILL" in output or "-9" in output, output
+    assert len(checkpoint_of(disturbed)["ranks"]) == 2
+    assert_same_run(disturbed, undisturbed)
+    assert [record["samples"] for record in figures(disturbed)] == [1800] * EPOCHS
+
+
+def test_probing_reads_the_checkpoint_and_is_the_same_remote_and_local(trained: Path, server: Server, tmp_path: Path) -> None:
+    command = ["acts_probing.py", "--checkpoint", str(trained / "checkpoint.pt")]
+    table = run(python(*command, "--url", server.url, "--out", str(tmp_path / "remote")))
+    run(python(*command, *LOCAL, "--out", str(tmp_path / "local")))
+
+    text = (tmp_path / "remote" / "probing.csv").read_text()
+    assert (tmp_path / "local" / "probing.csv").read_text() == text
+    rows = {(row["network"], row["layer"]): row for row in csv.DictReader(text.splitlines())}
+    layers = ["embedding", "hidden 1", "hidden 2", "output"]
+    assert list(rows) == [(network, layer) for network in ("trained", "untrained") for layer in layers]
+    assert all(layer in table for layer in layers)
+    # The figure of examples/speech/evaluate.py, which has its own ridge regression and penalties.
+    assert float(rows["trained", "embedding"]["test_r2"]) == pytest.approx(0.937, abs=0.003)
+    assert float(rows["trained", "output"]["dev_r2"]) == pytest.approx(figures(trained)[-1]["dev_r2"], abs=1e-4)
+    assert float(rows["trained", "hidden 2"]["test_r2"]) > float(rows["untrained", "hidden 2"]["test_r2"])
+    assert (tmp_path / "remote" / "probing.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_user_can_mend_is_said_in_one_line(trained: Path, server: Server, tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path)]
+    cases = {
+        "no service answers: http://127.0.0.1:9/v1/splits: ": ["train_model.py", "--url", "http://127.0.0.1:9", *out],
+        "--local needs --source-path": ["train_model.py", "--local", *out],
+        "numpy_embs.npy": ["train_model.py", "--local", "--source-path", str(tmp_path), *out],
+        "was made with --hidden": ["train_model.py", "--url", server.url, "--resume", "--hidden", "8", "--out", str(trained)],
+        "is not served": ["train_model.py", "--url", server.url, "--predict", "tset", "--epochs", "0", *out],
+        "nothing.pt does not exist": ["acts_probing.py", "--url", server.url, "--checkpoint", str(tmp_path / "nothing.pt")],
+    }
+    running = {
+        said: subprocess.Popen(python(*arguments), env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for said, arguments in cases.items()
+    }
+    for said, process in running.items():
+        output, errors = process.communicate(timeout=240)
+        assert process.returncode == 1, errors
+        assert said in errors
+        assert errors.count("\n") == 1, errors
+        assert not output

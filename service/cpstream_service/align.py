@@ -208,7 +208,8 @@ class _Keys:
             where = key if lines is None else f"{key} (lines {', '.join(str(lines[i]) for i in rows)})"
             if all(same(rows[0], i) for i in rows[1:]):
                 row_of[key] = rows[0]
-                drops.add(Reason.IDENTICAL_DUPLICATE, side, where, len(rows) - 1)
+                if len(rows) > 1:
+                    drops.add(Reason.IDENTICAL_DUPLICATE, side, where, len(rows) - 1)
             else:
                 drops.add(Reason.CONFLICTING_DUPLICATE, side, where, len(rows))
         return row_of

@@ -38,11 +38,6 @@ class BaseDataset(Dataset[tuple[Tensor, Tensor]]):
         """Sample `index`: embedding (D,) float32, CPS () float32. Raises IndexError."""
         return self.audio_data[index], self.labels[index]
 
-    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
-        """The samples of a batch, as DataLoader asks for them: gathered at once."""
-        at = torch.as_tensor(indices)
-        return list(zip(self.audio_data[at].unbind(), self.labels[at].unbind(), strict=True))
-
 
 class RegressionEmbeddingsDataset(BaseDataset):
     """Embeddings of one split with their speech rate (CPS), aligned as the service aligns them.

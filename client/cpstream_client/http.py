@@ -105,7 +105,10 @@ class Client:
 
     def plan(self, split: str, step: int, query: BatchQuery | None = None) -> dict[str, Any]:
         """The audit of a batch, as JSON: which samples every rank gets at this step of the query's epoch."""
-        audit: dict[str, Any] = self._json(split_path(split, "plan"), {**(query or BatchQuery()).to_params(), "step": str(step)})
+        every_rank = replace(
+            query or BatchQuery(), rank=0, limit=None, worker=0, num_workers=1, dtype="float32", columns=DEFAULT_COLUMNS
+        )
+        audit: dict[str, Any] = self._json(split_path(split, "plan"), {**every_rank.to_params(), "step": str(step)})
         return audit
 
     def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:

@@ -156,7 +156,7 @@ def _to_batch(record_batch: pa.RecordBatch, body: Bytes | None, url: str) -> Bat
     origin = pa.py_buffer(body).address if body is not None else 0
 
     def view(buffer: pa.Buffer, dtype: npt.DTypeLike, count: int) -> npt.NDArray[np.generic]:
-        if body is None:
+        if body is None or not count:  # where an empty buffer lies means nothing
             return np.empty(0, dtype)
         offset, nbytes = buffer.address - origin, count * np.dtype(dtype).itemsize
         if not 0 <= offset <= body.nbytes - nbytes:  # Arrow converts what a damaged schema calls big-endian

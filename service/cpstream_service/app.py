@@ -15,6 +15,7 @@ from .drain import Drain
 from .gate import Gate
 from .observability import Metrics, Observability
 from .settings import ServeSettings
+from .shortcuts import Shortcuts
 from .snapshot import Snapshot
 from .state import Service
 from .streams import BatchServer
@@ -40,11 +41,12 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
     """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None."""
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
+    shortcuts = Shortcuts()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batch_server, downloads = BatchServer(snapshot, settings), Downloads(snapshot)
-        app.state.service = Service(snapshot, settings, batch_server, downloads, metrics, drain, stale_reason)
+        app.state.service = Service(snapshot, settings, batch_server, downloads, metrics, drain, shortcuts, stale_reason)
         with drain.on_signals():
             yield
         batch_server.close()
@@ -70,6 +72,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
             Middleware(problems.InternalErrors),
             Middleware(drain.middleware),
             Middleware(Gate, token=settings.token, is_draining=lambda: drain.draining),
+            Middleware(shortcuts.middleware),
         ],
     )
     problems.install(app)

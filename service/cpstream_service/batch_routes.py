@@ -99,14 +99,19 @@ async def take(
     """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
     served = service.split(split, parameters.fingerprint)
     representation = preferred(request.headers.get("accept", ""), OFFERS)
-    indices = await read_indices(request, served.info.num_samples)
-    _note(request, split, len(indices))
-    if representation == wire.ARROW_STREAM:
-        return await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
-    check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
-    samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
-    body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
-    return JSONResponse(body.to_json())
+
+    async def answer(request: Request) -> Response:
+        indices = await read_indices(request, served.info.num_samples)
+        _note(request, split, len(indices))
+        if representation == wire.ARROW_STREAM:
+            return await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
+        check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
+        samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
+        body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
+        return JSONResponse(body.to_json())
+
+    service.shortcuts.remember(request, answer)
+    return await answer(request)
 
 
 @router.head("/splits/{split}/plan", include_in_schema=False)

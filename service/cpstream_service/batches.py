@@ -7,6 +7,7 @@ into the socket is the third and last.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -181,5 +182,10 @@ def _grouped(columns: Columns, parts: Iterable[Part]) -> Iterator[tuple[list[Par
 
 def schema_message(columns: Columns, metadata: dict[str, str]) -> bytes:
     """The first message of the stream. Its length is a multiple of 8, as that of every message."""
-    message: bytes = batch_schema(columns.dim, columns.dtype, columns.names, metadata).serialize().to_pybytes()
+    return _schema_message(columns.dim, columns.dtype, columns.names, tuple(metadata.items()))
+
+
+@lru_cache(maxsize=256)  # requests for any indices differ only in their number
+def _schema_message(dim: int, dtype: Dtype, names: tuple[Column, ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
+    message: bytes = batch_schema(dim, dtype, names, dict(metadata)).serialize().to_pybytes()
     return message

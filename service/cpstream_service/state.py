@@ -10,6 +10,7 @@ from .drain import Drain
 from .observability import Metrics
 from .problems import DatasetChanged, UnknownSplit
 from .settings import ServeSettings
+from .shortcuts import Shortcuts
 from .snapshot import Snapshot, Split
 from .streams import BatchServer
 
@@ -24,6 +25,7 @@ class Service:
     downloads: Downloads
     metrics: Metrics
     drain: Drain
+    shortcuts: Shortcuts
     stale_reason: str | None
 
     def split(self, name: str, pinned: str | None = None) -> Split:
@@ -36,7 +38,7 @@ class Service:
         return split
 
 
-def _service(request: Request) -> Service:
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 

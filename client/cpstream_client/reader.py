@@ -1,20 +1,20 @@
-"""Reads an Arrow stream from a connection with one copy: from the kernel into a pooled buffer that the batch then lives in."""
+"""From the messages of an Arrow stream to batches: arrays that live in the buffer into which the kernel copied them."""
 
 import http.client
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import xxhash
 
 from .buffers import BufferPool, Bytes
-from .errors import CorruptedError, TransportError
+from .errors import CorruptedError
+from .messages import Layout, Messages
 from .plan import Indices
-from .wire import CHECKSUM_BYTES, Column, Dtype, batch_schema
-
-_SMALL_BYTES = 16 * 1024
+from .wire import Column, Dtype, batch_schema
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,63 +54,7 @@ class Expected:
 
     @property
     def schema(self) -> pa.Schema:
-        return batch_schema(self.dim, self.dtype, self.columns)
-
-
-class _Body:
-    """The file that Arrow's stream reader reads: of every message its mark and length by read, header and body by read_buffer."""
-
-    closed = False
-
-    def __init__(self, response: http.client.HTTPResponse, pool: BufferPool, url: str) -> None:
-        self._response, self._pool, self._url = response, pool, url
-        self.left = response.length if response.length is not None else 0
-        self.body: Bytes | None = None
-        self._checksum = xxhash.xxh3_64()
-        self._pieces = 0
-
-    def begin_message(self) -> None:
-        self._checksum.reset()
-        self._pieces = 0
-        self.body = None
-
-    def read(self, nbytes: int) -> bytes:
-        return self._piece(nbytes).tobytes()
-
-    def read_buffer(self, nbytes: int) -> pa.Buffer:
-        return pa.py_buffer(self._piece(nbytes))
-
-    def _piece(self, nbytes: int) -> Bytes:
-        if nbytes > self.left:
-            raise CorruptedError(f"{self._url}: a frame asks for {nbytes} bytes where {self.left} are left")
-        # Pooled only where it pays; the header of a message is small.
-        into = self._pool.lease(nbytes) if nbytes > _SMALL_BYTES else np.empty(nbytes, np.uint8)
-        got = 0
-        while got < nbytes:
-            try:
-                count = self._response.readinto(into[got:].data)
-            except (OSError, http.client.HTTPException) as error:
-                raise TransportError(f"{self._url}: {str(error) or type(error).__name__}") from error
-            if not count:  # http.client says nothing of a body cut short
-                raise TransportError(f"{self._url}: the connection ended {self.left - got} bytes early")
-            got += count
-        self.left -= nbytes
-        self._pieces += 1
-        if self._pieces < 4:  # the prefix in two pieces, and the header
-            self._checksum.update(into.data)
-        elif self._pieces == 4:
-            self._verify(into)
-            self.body = into
-        else:  # a damaged header can make Arrow go on to another message
-            raise CorruptedError(f"{self._url}: a batch is followed by something else than the next one")
-        return into
-
-    def _verify(self, body: Bytes) -> None:
-        """Before Arrow sees the body: nothing is made of damaged bytes."""
-        self._checksum.update(body[:-CHECKSUM_BYTES].data)
-        sent = int.from_bytes(body[-CHECKSUM_BYTES:].tobytes(), "little")
-        if self._checksum.intdigest() != sent:
-            raise CorruptedError(f"{self._url}: a batch arrived damaged (checksum {self._checksum.hexdigest()}, sent {sent:016x})")
+        return _schema(self.dim, self.dtype, self.columns)
 
 
 def read_batches(
@@ -120,25 +64,23 @@ def read_batches(
 
     Raises TransportError when the stream breaks, CorruptedError when it is not what it must be.
     """
-    body = _Body(response, pool, url)
+    messages = Messages(response, pool, url)
     try:
-        reader = pa.ipc.open_stream(pa.PythonFile(body, mode="r"))
-        _check_schema(reader.schema, expected, url)
+        _check_schema(messages.schema(), expected, url)
         for num_rows in rows:
-            body.begin_message()
-            record_batch = reader.read_next_batch()
-            if record_batch.num_rows != num_rows or (body.body is None and num_rows):
-                raise CorruptedError(f"{url}: a batch has {record_batch.num_rows} rows where {num_rows} were asked for")
-            yield _to_batch(record_batch, body.body, url)
-            del record_batch
-        body.begin_message()
-        if next(reader, None) is not None or body.left:
-            raise CorruptedError(f"{url}: the stream goes on behind its last batch")
-        response.read()  # marks the reply as ended, so that its connection can be used again
-    except StopIteration:
-        raise CorruptedError(f"{url}: the stream ended before its last batch") from None
+            layout, body, record_batch = messages.record_batch()
+            if layout.num_rows != num_rows or (num_rows and not len(body)):
+                raise CorruptedError(f"{url}: a batch has {layout.num_rows} rows where {num_rows} were asked for")
+            yield _to_batch(layout, body, record_batch)
+            del body, record_batch
+        messages.end()
     except (pa.ArrowException, OSError) as error:  # Arrow raises OSError, too; the connection's own come as TransportErrors
         raise CorruptedError(f"{url}: not an Arrow stream: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def _schema(dim: int, dtype: Dtype, columns: tuple[Column, ...]) -> pa.Schema:
+    return batch_schema(dim, dtype, columns)
 
 
 def _check_schema(schema: pa.Schema, expected: Expected, url: str) -> None:
@@ -150,29 +92,11 @@ def _check_schema(schema: pa.Schema, expected: Expected, url: str) -> None:
             raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
 
 
-def _to_batch(record_batch: pa.RecordBatch, body: Bytes | None, url: str) -> Batch:
-    """Arrays over the body itself: Arrow's own views of it would be read-only. Raises CorruptedError when they lie elsewhere."""
-    num_rows = record_batch.num_rows
-    origin = pa.py_buffer(body).address if body is not None else 0
-
-    def view(buffer: pa.Buffer, dtype: npt.DTypeLike, count: int) -> npt.NDArray[np.generic]:
-        if body is None or not count:  # where an empty buffer lies means nothing
-            return np.empty(0, dtype)
-        offset, nbytes = buffer.address - origin, count * np.dtype(dtype).itemsize
-        if not 0 <= offset <= body.nbytes - nbytes:  # Arrow converts what a damaged schema calls big-endian
-            raise CorruptedError(f"{url}: a column lies outside its batch")
-        return body[offset : offset + nbytes].view(dtype)
-
-    found: dict[str, npt.NDArray[np.generic]] = {}
-    file_paths = None
-    for name, column in zip(record_batch.schema.names, record_batch.columns, strict=True):
-        if name == "embedding":
-            dtype = column.type.value_type.to_pandas_dtype()
-            dim = column.type.list_size
-            found[name] = view(column.buffers()[-1], dtype, num_rows * dim).reshape(num_rows, dim)
-        elif name == "file_path":
-            file_paths = column.to_pylist()
-        else:
-            found[name] = view(column.buffers()[-1], column.type.to_pandas_dtype(), num_rows)
-    nbytes = body.nbytes if body is not None else 0
-    return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, num_rows, nbytes)  # type: ignore[arg-type]
+def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) -> Batch:
+    """Arrays over the body itself: Arrow's own views of it would be read-only."""
+    found: dict[str, Any] = {
+        column.name: body[column.offset : column.offset + column.nbytes].view(column.dtype).reshape(column.shape)
+        for column in layout.columns
+    }
+    file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
+    return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, layout.num_rows, body.nbytes)

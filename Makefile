@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DATA ?= examples/speech/data
 PORT ?= 8000
 IMAGE ?= cpstream
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install
+# --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
 
 # The first one that runs, is new enough and can make virtual environments; a version manager's shim may do neither.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \

@@ -83,9 +83,7 @@ def open_client(settings: DataSettings, *, create: bool = False) -> Iterator[Cli
             client = chromadb.HttpClient(host=settings.chroma_host, port=settings.chroma_port, settings=options)
         except ValueError as error:  # whatever it is, chromadb says no more
             raise SourceUnavailableError(f"{address(settings)}: the Chroma server cannot be used ({error})") from None
-        # chromadb gives its session no timeout and has no setting for one: a stalled server would hold up the start for ever.
-        session = getattr(getattr(client, "_server", None), "_session", None)
-        if isinstance(session, httpx.Client):
+        for session in _sessions_of(client):
             session.timeout = httpx.Timeout(_REQUEST_TIMEOUT_S)
     else:
         path = _database_folder(settings.source_path, create)
@@ -94,7 +92,16 @@ def open_client(settings: DataSettings, *, create: bool = False) -> Iterator[Cli
     try:
         yield client
     finally:
+        for session in _sessions_of(client):
+            session.close()
         client.close()  # type: ignore[attr-defined] # of the class behind the protocol that chromadb annotates
+
+
+def _sessions_of(client: ClientAPI) -> list[httpx.Client]:
+    """chromadb gives its HTTP sessions no timeout, has no setting for one, and leaves them open when the client is closed."""
+    clients = (client, getattr(client, "_admin_client", None))
+    sessions = (getattr(getattr(each, "_server", None), "_session", None) for each in clients)
+    return [session for session in sessions if isinstance(session, httpx.Client)]
 
 
 def _database_folder(path: Path | None, create: bool) -> Path:
@@ -131,7 +138,7 @@ def _errors_named(where: str) -> Iterator[None]:
         ) from None
     except ChromaError as error:
         kind = SourceUnavailableError if error.code() >= 500 else DataError
-        raise kind(f"{where}: Chroma answers: {error}; look at its log") from None
+        raise kind(f"{where}: Chroma answers: {error}") from None
 
 
 def existing_collection(client: ClientAPI, settings: DataSettings) -> chromadb.Collection:

@@ -1,0 +1,77 @@
+"""What a run has in common: its options, its temporary folder, the data and the service, each made when first needed."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from .data import Data, make_data
+from .findings import Finding
+from .runner import Pass, Side, interleave
+from .service import Service, serving
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much is measured. quick: only that the suite works; its figures mean nothing."""
+
+    samples: int = 200_000
+    dim: int = 768
+    rounds: int = 5
+    quick: bool = False
+
+    def pick(self, whole: int, quick: int) -> int:
+        """A size that a quick run makes smaller."""
+        return quick if self.quick else whole
+
+
+class Bench:
+    """One run. Everything that it opened or wrote is gone when its block ends."""
+
+    def __init__(self, options: Options, progress: Callable[[str], None]) -> None:
+        self.options = options
+        self.progress = progress
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Bench":
+        folder = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="cpstream-bench-", ignore_cleanup_errors=True))
+        self.folder = Path(folder)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @cached_property
+    def data(self) -> Data:
+        self.progress("making the data")
+        return make_data(self.folder / "source", self.options.samples, self.options.dim)
+
+    @cached_property
+    def service(self) -> Service:
+        data = self.data
+        self.progress("starting the service")
+        return self._stack.enter_context(serving(data.folder, self.folder / "snapshots"))
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """A folder for one measurement."""
+        folder = self.folder / name
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def interleave(self, *sides: Side) -> list[list[Pass]]:
+        return interleave(sides, self.options.rounds, self.progress)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A named part of the suite, one or more lines of its table. Raises Skipped where it cannot be made."""
+
+    name: str
+    measure: Callable[[Bench], Iterable[Finding]]

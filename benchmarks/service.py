@@ -1,0 +1,55 @@
+"""The real service: `cpstream serve` as its own process on a free port."""
+
+import http.client
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .processes import running, wait_for
+
+
+@dataclass(frozen=True)
+class Service:
+    """A ready service. start_s: from the start of the process to the first answer of /readyz."""
+
+    url: str
+    pid: int
+    start_s: float
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self.url.removeprefix("http://").split(":")
+        return host, int(port)
+
+
+@contextmanager
+def serving(source: Path, snapshot_dir: Path, *arguments: str, cgroup: Path | None = None) -> Iterator[Service]:
+    """Serve the source until the block ends. Its log lies beside the snapshots."""
+    snapshot_dir.mkdir(parents=True, exist_ok=True)
+    log = snapshot_dir / "service.log"
+    command = [sys.executable, "-m", "cpstream_service", "serve", "--source-path", str(source), "--snapshot-dir", str(snapshot_dir)]
+    started = time.perf_counter()
+    with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, cgroup=cgroup) as process:
+
+        def url() -> str | None:
+            found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
+            return found and found[1]
+
+        found = wait_for(url, process, log)
+        wait_for(lambda: _ready(found), process, log)
+        yield Service(found, process.pid, time.perf_counter() - started)
+
+
+def _ready(url: str) -> bool | None:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200 or None
+    except OSError:
+        return None
+    finally:
+        connection.close()

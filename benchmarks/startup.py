@@ -1,0 +1,98 @@
+"""How long until the service is ready, and what reading the source costs. Every figure comes from a process of its own."""
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from .bench import Bench, Measurement
+from .data import make_data
+from .findings import Finding, Series, Target, at_most, ratio
+from .processes import answer
+from .service import serving
+
+OPEN = """
+import sys, time
+from pathlib import Path
+import uvicorn
+from cpstream_service.app import create_app
+from cpstream_service.load import load
+from cpstream_service.settings import DataSettings, ServeSettings
+started = time.perf_counter()
+loaded = load(DataSettings(source_path=Path(sys.argv[1]), snapshot_dir=Path(sys.argv[2])))
+create_app(loaded.snapshot, ServeSettings(), stale_reason=loaded.stale_reason)
+print(time.perf_counter() - started)
+"""
+"""Everything between the imports and the first answer but binding the socket."""
+
+UNPICKLE = """
+import sys, time
+import numpy as np
+started = time.perf_counter()
+np.load(sys.argv[1] + "/numpy_embs.npy", allow_pickle=True).item()
+print(time.perf_counter() - started)
+"""
+
+
+def measure_start(bench: Bench) -> Iterator[Finding]:
+    """`cpstream serve` from the start of its process to the first answer of /readyz; and without the imports."""
+    source, rounds = bench.data.folder, bench.options.rounds
+    cold: list[float] = []
+    warm: list[float] = []
+    opened: list[float] = []
+    with bench.scratch("start") as folder:
+        for number in range(rounds + 1):  # the first is the warm-up
+            bench.progress(f"round {number} of {rounds}, starts")
+            shutil.rmtree(folder / "snapshots", ignore_errors=True)
+            for times in (cold, warm):
+                with serving(source, folder / "snapshots") as service:
+                    times.append(service.start_s)
+            opened.append(open_s(source, folder / "snapshots"))
+    size = f"{bench.options.samples:,} x {bench.options.dim}"
+    yield _seconds(f"first start to ready, {size}", cold[1:])
+    yield _seconds(f"warm start to ready, {size}, imports counted", warm[1:])
+    yield _seconds(f"warm start to ready, {size}, imports not counted", opened[1:], at_most(0.5))
+
+
+def _against_unpickling(name: str, what: str, make: Callable[[Bench, Path], Path]) -> Measurement:
+    def measure(bench: Bench) -> Iterator[Finding]:
+        ours: list[float] = []
+        bare: list[float] = []
+        rounds = bench.options.rounds
+        with bench.scratch(name) as folder:
+            source = make(bench, folder)
+            for number in range(rounds + 1):  # the first is the warm-up
+                bench.progress(f"round {number} of {rounds}, {name}")
+                ours.append(open_s(source, folder / "snapshots"))
+                shutil.rmtree(folder / "snapshots")
+                bare.append(float(answer([sys.executable, "-c", UNPICKLE, str(source)])))
+        sides = Series("first load", ours[1:], "s"), Series("np.load(allow_pickle=True)", bare[1:], "s", "limit")
+        yield ratio(f"npy first load, {what}, against bare unpickling", *sides, at_most(1.5))
+
+    return Measurement(name, measure)
+
+
+def _arrays(bench: Bench, folder: Path) -> Path:
+    return bench.data.folder
+
+
+def _lists(bench: Bench, folder: Path) -> Path:
+    """A quarter of the samples: as Python floats they take ten times the memory."""
+    bench.progress("making a source of lists")
+    return make_data(folder / "source", max(bench.options.samples // 4, 1), bench.options.dim, as_lists=True).folder
+
+
+def open_s(source: Path, snapshot_dir: Path) -> float:
+    """Seconds that a new process takes to open the source, its imports done."""
+    return float(answer([sys.executable, "-c", OPEN, str(source), str(snapshot_dir)]))
+
+
+def _seconds(what: str, values: list[float], target: Target | None = None) -> Finding:
+    return Finding(what=what, values=values, unit="s", target=target, sides=(Series(what, values, "s"),))
+
+
+MEASUREMENTS = (
+    Measurement("start", measure_start),
+    _against_unpickling("npy-arrays", "embeddings as arrays", _arrays),
+    _against_unpickling("npy-lists", "embeddings as lists", _lists),
+)

@@ -27,7 +27,7 @@ def check(*, data: Annotated[DataSettings, Parameter(name="*", group="Data")] = 
     ```
     cpstream check --source-path data/processed/embeddings
     cpstream check --source-path data --cps-csv 'tables/{split}.csv' --strict
-    cpstream check --source-type chromadb --source-path chroma --cps-csv 'data/{split}_cps.csv' --splits dev test
+    cpstream check --source-type chromadb --source-path chroma --cps-csv 'data/{split}_cps.csv' --splits dev --splits test
     ```
     """
     splits = align_all(data, progress=True)

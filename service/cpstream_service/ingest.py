@@ -39,7 +39,7 @@ def ingest(
     ```
     cpstream ingest data/processed/embeddings --chroma-path chroma
     cpstream ingest data/processed/embeddings --chroma-host localhost --chroma-port 8001
-    cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train dev
+    cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train --splits dev
     ```
 
     Parameters
@@ -69,7 +69,7 @@ def ingest(
         collection_name=collection_name,
     )
     source = read_npy(npy_path(DataSettings(source_path=source_path)), splits, progress=True)
-    console = Console()
+    console = Console(soft_wrap=True, markup=False, highlight=False)
     with open_client(target, create=True) as client:
         writer = open_collection(client, target)
         for name in list(source):
@@ -81,17 +81,16 @@ def ingest(
                     written += writer.put(ids, split.embeddings[rows], metadatas)
                     bar.update(len(rows))
             usable = int(finite_rows(split.embeddings).sum())
-            console.print(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there", markup=False)
+            console.print(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there")
             left_out = len(split.problems) + len(split.file_paths) - usable
             if left_out:
                 first = f"first: {split.problems[0]}" if split.problems else "embeddings that are not finite"
-                console.print(f"{name}: {left_out:,} rows left out ({first})", markup=False)
+                console.print(f"{name}: {left_out:,} rows left out ({first})")
             others = writer.count(name) - usable
             if others > 0:
                 console.print(
                     f"{name}: the collection holds {others:,} more records of this split, which {source_path} does not; "
                     f"they will be served, too, unless you ingest into another collection",
-                    markup=False,
                 )
     return 0
 

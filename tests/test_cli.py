@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from conftest import DEMO_DATA, Server, poll, stalled_stream
 
+from cpstream_client.plan import Plan
 from cpstream_service.cli import unknown_variables
 from cpstream_service.settings import DataSettings, ServeSettings
 
@@ -94,7 +95,7 @@ def children_of(pid: int) -> list[int]:
 def test_help_names_every_command_option_and_variable() -> None:
     top = run("--help")
     assert top.returncode == 0
-    for command in ("serve", "check", "ingest", "info"):
+    for command in ("serve", "check", "ingest", "info", "plan"):
         assert re.search(rf"^. {command} ", top.stdout, re.MULTILINE), command
     text = run("serve", "--help").stdout
     for spec in (*fields(DataSettings), *fields(ServeSettings)):
@@ -102,7 +103,7 @@ def test_help_names_every_command_option_and_variable() -> None:
     flat = re.sub(r"[\s│]+", "", text)
     for spec in (*fields(DataSettings), *fields(ServeSettings)):
         assert f"CPSTREAM_{spec.name.upper()}" in flat
-    for command in ("serve", "check", "ingest", "info"):
+    for command in ("serve", "check", "ingest", "info", "plan"):
         assert f"cpstream {command}" in run(command, "--help").stdout, "help without an example"
 
 
@@ -269,3 +270,18 @@ def test_info_prints_the_splits(server: Server) -> None:
         assert split.name in done.stdout
         assert split.fingerprint in done.stdout
         assert f"{split.info.cps.mean:.2f}" in done.stdout
+
+
+def test_plan_prints_who_got_what(server: Server) -> None:
+    done = run(
+        "plan", server.url, "dev", "--step", "2", "--batch-size", "3", "--world-size", "2", "--shuffle", "uniform", "--seed", "9"
+    )
+    assert done.returncode == 0, done.stderr
+    epoch = Plan(300, batch_size=3, shuffle="uniform", seed=9, world_size=2)
+    for rank in range(2):
+        for index in replace(epoch, rank=rank).batch(epoch.order(), 2):
+            assert re.search(rf"^. {rank} .* {index} ", done.stdout, re.MULTILINE)
+            assert server.snapshot.splits["dev"].file_paths[int(index)].as_py() in done.stdout
+    past = run("plan", server.url, "dev", "--step", "99")
+    assert past.returncode == 1
+    assert "step is 99" in past.stderr

@@ -18,8 +18,12 @@ from rich.console import Console
 
 from cpstream_client import Client, Retry
 from cpstream_client.errors import CpstreamError
+from cpstream_client.plan import Remainder, Shuffle
+from cpstream_client.wire import BatchQuery, PlanStep
 
+from .check import check, print_reports
 from .errors import AlignmentError, DataError
+from .ingest import ingest
 from .settings import DataSettings, ServeSettings, SettingsError
 
 FAILED, USAGE = 1, 2
@@ -62,12 +66,14 @@ def serve(*, data: Data = _DATA, settings: Annotated[ServeSettings, Parameter(na
     try:
         return serve_until_signal(data, settings)
     except CannotStart as error:
-        complain(str(error))
-        return CANNOT_START
+        return failed(error, CANNOT_START)
+    except AlignmentError as error:
+        print_reports(error.reports, Console(stderr=True))
+        return failed(error)
 
 
-# app.command("cpstream_service.check:check")
-# app.command("cpstream_service.ingest:ingest")
+app.command(check)
+app.command(ingest)
 
 
 @app.command
@@ -91,9 +97,85 @@ def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int
     """
     from .info import splits_table
 
-    with Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0)) as client:
+    with _client(url, token) as client:
         Console().print(splits_table(client.splits()))
     return 0
+
+
+@app.command
+def plan(
+    url: str,
+    split: str,
+    *,
+    step: int = 0,
+    batch_size: int = 256,
+    shuffle: Shuffle = "none",
+    seed: int = 0,
+    epoch: int = 0,
+    world_size: int = 1,
+    remainder: Remainder = "pad",
+    drop_last: bool = False,
+    start: int = 0,
+    token: str | None = None,
+) -> int:
+    """Print which samples every rank got, or will get, at one step of an epoch: the recordings behind a loss spike.
+
+    Give what the training script gave to its dataset.
+
+    **Examples**
+
+    ```
+    cpstream plan http://data:8000 train --step 1234 --batch-size 32 --shuffle uniform --seed 7 --epoch 3
+    cpstream plan http://data:8000 train --step 0 --batch-size 32 --world-size 8 --start 25600
+    ```
+
+    Parameters
+    ----------
+    url
+        Where the service is.
+    split
+        Name of the split.
+    step
+        Step of the epoch, counted from --start.
+    batch_size
+        Samples in a batch of one rank.
+    shuffle
+        Order of the epoch: none, uniform (what shuffle=True is in Python), or blocks.
+    seed
+        Seed of the permutation.
+    epoch
+        Epoch, from 0 on.
+    world_size
+        Number of ranks.
+    remainder
+        What happens when the ranks do not divide the samples.
+    drop_last
+        Whether a short last batch is left out.
+    start
+        Samples of the epoch that all ranks together had consumed before step 0.
+    token
+        Bearer token, where the service has one.
+    """
+    from .info import plan_table
+
+    query = BatchQuery(
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        epoch=epoch,
+        world_size=world_size,
+        remainder=remainder,
+        drop_last=drop_last,
+        start=start,
+    )
+    with _client(url, token) as client:
+        Console().print(plan_table(PlanStep.from_json(client.plan(split, step, query))))
+    return 0
+
+
+def _client(url: str, token: str | None) -> Client:
+    """A client that says at once when it gets no answer: here, a person is waiting."""
+    return Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0))
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
@@ -103,11 +185,9 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = app(arguments, result_action="return_int_as_exit_code_else_zero")
     except SettingsError as error:
-        code = _failed(error, USAGE)
-    except AlignmentError as error:
-        code = _failed(error)
+        code = failed(error, USAGE)
     except (DataError, CpstreamError) as error:
-        code = _failed(error)
+        code = failed(error)
     sys.exit(code)
 
 
@@ -126,6 +206,6 @@ def complain(message: str) -> None:
     print(f"cpstream: {message}", file=sys.stderr)  # noqa: T201
 
 
-def _failed(error: Exception, code: int = FAILED) -> int:
+def failed(error: Exception, code: int = FAILED) -> int:
     complain(str(error))
     return code

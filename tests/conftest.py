@@ -14,6 +14,7 @@ Helpers, by `from conftest import ...`:
     poll(condition)             wait until condition() is true
 """
 
+import multiprocessing
 import socket
 import threading
 import time
@@ -98,6 +99,13 @@ def stalled_stream(url: str, path: str) -> Iterator[socket.socket]:
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
         assert sock.recv(12) == b"HTTP/1.1 200"
         yield sock
+
+
+@pytest.fixture(scope="session")
+def forkserver() -> multiprocessing.context.BaseContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["cpstream_client.torch"])
+    return context
 
 
 @pytest.fixture(scope="session")

@@ -192,6 +192,7 @@ def test_a_pinned_reply_may_be_kept_for_ever(http: httpx.Client, dev: Split) -> 
     assert "no-cache" in http.get("/v1/splits/dev/batches", params={"limit": 1}).headers["cache-control"]
     pinned = http.get("/v1/splits/dev/batches", params={"limit": 1, "fingerprint": dev.fingerprint})
     assert "immutable" in pinned.headers["cache-control"]
+    assert "no-transform" in pinned.headers["cache-control"]
 
 
 def test_head_is_get_without_the_body(http: httpx.Client) -> None:
@@ -231,6 +232,8 @@ def test_metrics_count_requests_bytes_and_samples(run_server: Callable[..., Serv
     assert 'route="/v1/splits/{split}",status="404"' in text
     assert 'route="unmatched",status="404"' in text
     assert "cpstream_open_streams 0.0" in text
+    assert f'cpstream_split_samples{{fingerprint="{server.snapshot.splits["dev"].fingerprint}",split="dev"}} 300.0' in text
+    assert "process_resident_memory_bytes" in text
     assert "xxxx" not in text
 
 

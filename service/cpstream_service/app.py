@@ -47,6 +47,8 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batch_server, downloads = BatchServer(snapshot, settings), Downloads(snapshot)
         app.state.service = Service(snapshot, settings, batch_server, downloads, metrics, drain, shortcuts, stale_reason)
+        for split in snapshot.splits.values():
+            metrics.split_samples.labels(split.name, split.fingerprint).set(split.info.num_samples)
         with drain.on_signals():
             yield
         batch_server.close()

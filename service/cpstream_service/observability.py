@@ -51,6 +51,16 @@ class Metrics:
         self.open_streams = Gauge(
             "cpstream_open_streams", "Arrow streams being sent now.", multiprocess_mode="livesum", registry=self.registry
         )
+        self.split_samples = Gauge(
+            "cpstream_split_samples",
+            "Samples of each split served, and its fingerprint: replicas that differ here serve different data.",
+            ["split", "fingerprint"],
+            multiprocess_mode="max",
+            registry=self.registry,
+        )
+        if MULTIPROCESS_DIR not in os.environ:  # prometheus_client has none for several processes together
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
 
     def render(self) -> tuple[bytes, str]:
         """The text of /metrics and its media type; of all workers together where there are several."""
@@ -62,11 +72,6 @@ class Metrics:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
-
-    def add_process_metrics(self) -> None:
-        """Memory, CPU and file descriptors of this process; prometheus_client has none for several processes together."""
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
 
 
 def _forget_dead_workers(directory: Path) -> None:

@@ -1,1 +1,1 @@
-"""The benchmark suite: `python -m benchmarks`, or `make bench`. Every figure is a ratio of two sides measured in turn, in one run."""
+"""The benchmark suite: `python -m benchmarks`, or `make bench`. Ratios of two sides that are measured in turn, in one run."""

@@ -65,6 +65,13 @@ class Bench:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def starts(self, what: str) -> Iterator[int]:
+        """Numbers of the rounds of what starts processes: 0 is the warm-up, which a quick run, with its one round, leaves out."""
+        rounds = self.options.pick(self.options.rounds, 1)
+        for number in range(self.options.pick(0, 1), rounds + 1):
+            self.progress(f"round {number} of {rounds}, {what}" if number else f"warm-up, {what}")
+            yield number
+
     def interleave(self, *sides: Side) -> list[list[Pass]]:
         return interleave(sides, self.options.rounds, self.progress)
 

@@ -1,7 +1,7 @@
-"""A split that exceeds the memory of the service: 4 GB under a limit of 1 GB, by a cgroup that the service shares with the other side.
+"""A split that exceeds the memory of the service: 4 GB under a limit of 1 GB, of a cgroup that it shares with the other side.
 
-Each side reads for some seconds, not a whole epoch, because the slowest one would take hours; so samples/s are compared. Before each
-one everything that the last one read is taken out of memory.
+Each side reads for some seconds, not a whole epoch, because the slowest one would take hours; so samples/s are compared. Before
+each one everything that the last one read is taken out of memory.
 """
 
 import os
@@ -45,11 +45,10 @@ def measure(bench: Bench) -> Iterator[Finding]:
 
 
 def _compare(bench: Bench, cgroup: Limited, service: Service, embeddings: Path) -> Iterator[Finding]:
-    seconds, rounds = bench.options.pick(6, 1), bench.options.rounds
+    seconds = bench.options.pick(6, 1)
     rates: dict[str, list[float]] = {"plain np.take": [], "uniform": [], "blocks": []}
-    for number in range(rounds + 1):  # the first is the warm-up
+    for number in bench.starts("shuffles under a memory limit"):
         for name, values in rates.items():
-            bench.progress(f"round {number} of {rounds}, {name} shuffle under a memory limit")
             cgroup.drop_caches()
             if name == "plain np.take":
                 rate = _plain(embeddings, seconds, number, cgroup)

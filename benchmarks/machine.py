@@ -10,7 +10,18 @@ from typing import Any
 import torch
 
 PACKAGES = (
-    ["cpstream", "torch", "numpy", "pyarrow", "uvicorn", "uvloop", "httptools", "chromadb", "datasets", "litdata", "pylance", "webdataset", "mosaicml-streaming"]
+    "cpstream",
+    "torch",
+    "numpy",
+    "pyarrow",
+    "uvicorn",
+    "uvloop",
+    "httptools",
+    "chromadb",
+    "datasets",
+    "litdata",
+    "pylance",
+    "webdataset",
 )
 
 

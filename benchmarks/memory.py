@@ -17,10 +17,8 @@ _SETTLED_BYTES = 256 * 1024
 def measure(bench: Bench) -> Iterator[Finding]:
     """Streams that were begun and then read no further, each of another order; a fresh service every round."""
     values: dict[int, list[float]] = {count: [] for count in COUNTS}
-    rounds = bench.options.rounds
-    for number in range(1, rounds + 1):
+    for number in bench.starts("paused streams"):
         with serving(bench.data.folder, bench.folder / "snapshots-memory") as service, ExitStack() as stack:
-            bench.progress(f"round {number} of {rounds}, paused streams")
             _read_some(service)
             before = anonymous_bytes(service.pid)
             opened = 0
@@ -30,7 +28,8 @@ def measure(bench: Bench) -> Iterator[Finding]:
                     stream.ask()
                     stream.pause()
                     opened += 1
-                values[count].append((_settled(service.pid) - before) / count / 1e6)
+                if number:
+                    values[count].append((_settled(service.pid) - before) / count / 1e6)
     for count in COUNTS:
         side = Series(f"service, {count} paused streams", values[count], "MB/stream")
         what = f"service's own memory per open stream, {count} streams"

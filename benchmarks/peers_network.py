@@ -125,9 +125,9 @@ def _answers(port: int) -> bool | None:
 
 
 def measure_webdataset(bench: Bench) -> Iterator[Finding]:
-    """Tar shards from a static web server; shards shuffled, then samples in a buffer of 1000; decoded, batched, collated to tensors.
+    """Tar shards from a static web server: shards shuffled, samples shuffled in a buffer of 1000, decoded, batched as tensors.
 
-    Source: README and docs of github.com/webdataset/webdataset. Two workers were not faster on two cores.
+    Source: README and docs of github.com/webdataset/webdataset.
     """
     wds = peer("webdataset", "webdataset")
     data, samples = bench.data, min(SLOW_SAMPLES, len(bench.data))

@@ -26,12 +26,13 @@ def measure(bench: Bench) -> Iterator[Finding]:
             bench.progress(f"making {size:,} samples")
             source = make_data(folder / "source", size, DIM).folder
             cost = costs[size] = {name: [] for name in COSTS}
-            for number in range(bench.options.rounds):
-                bench.progress(f"{size:,} samples, load {number + 1} of {bench.options.rounds}")
+            for number in bench.starts(f"loads of {size:,} samples"):
                 snapshots = folder / f"snapshots-{number}"
-                cost["first load"].append(open_s(source, snapshots))
-                cost["warm open"].append(open_s(source, snapshots))
-            with serving(source, folder / f"snapshots-{bench.options.rounds - 1}") as service:
+                first, warm = open_s(source, snapshots), open_s(source, snapshots)
+                if number:
+                    cost["first load"].append(first)
+                    cost["warm open"].append(warm)
+            with serving(source, snapshots) as service:
                 _first_batch_s(service.url, 0)  # warm-up
                 for number in range(1, bench.options.rounds + 1):
                     cost["order of an epoch (randperm)"].append(_order_s(size, number))

@@ -36,37 +36,40 @@ print(time.perf_counter() - started)
 
 def measure_start(bench: Bench) -> Iterator[Finding]:
     """`cpstream serve` from the start of its process to the first answer of /readyz; and without the imports."""
-    source, rounds = bench.data.folder, bench.options.rounds
+    source = bench.data.folder
     cold: list[float] = []
     warm: list[float] = []
     opened: list[float] = []
     with bench.scratch("start") as folder:
-        for number in range(rounds + 1):  # the first is the warm-up
-            bench.progress(f"round {number} of {rounds}, starts")
+        for number in bench.starts("service"):
             shutil.rmtree(folder / "snapshots", ignore_errors=True)
             for times in (cold, warm):
                 with serving(source, folder / "snapshots") as service:
-                    times.append(service.start_s)
-            opened.append(open_s(source, folder / "snapshots"))
+                    took = service.start_s
+                if number:
+                    times.append(took)
+            took = open_s(source, folder / "snapshots")
+            if number:
+                opened.append(took)
     size = f"{bench.options.samples:,} x {bench.options.dim}"
-    yield _seconds(f"first start to ready, {size}", cold[1:])
-    yield _seconds(f"warm start to ready, {size}, imports counted", warm[1:])
-    yield _seconds(f"warm start to ready, {size}, imports not counted", opened[1:], at_most(0.5))
+    yield _seconds(f"first start to ready, {size}", cold)
+    yield _seconds(f"warm start to ready, {size}, imports counted", warm)
+    yield _seconds(f"warm start to ready, {size}, imports not counted", opened, at_most(0.5))
 
 
 def _against_unpickling(name: str, what: str, make: Callable[[Bench, Path], Path]) -> Measurement:
     def measure(bench: Bench) -> Iterator[Finding]:
         ours: list[float] = []
         bare: list[float] = []
-        rounds = bench.options.rounds
         with bench.scratch(name) as folder:
             source = make(bench, folder)
-            for number in range(rounds + 1):  # the first is the warm-up
-                bench.progress(f"round {number} of {rounds}, {name}")
-                ours.append(open_s(source, folder / "snapshots"))
+            for number in bench.starts(name):
+                pair = open_s(source, folder / "snapshots"), float(answer([sys.executable, "-c", UNPICKLE, str(source)]))
                 shutil.rmtree(folder / "snapshots")
-                bare.append(float(answer([sys.executable, "-c", UNPICKLE, str(source)])))
-        sides = Series("first load", ours[1:], "s"), Series("np.load(allow_pickle=True)", bare[1:], "s", "limit")
+                if number:
+                    ours.append(pair[0])
+                    bare.append(pair[1])
+        sides = Series("first load", ours, "s"), Series("np.load(allow_pickle=True)", bare, "s", "limit")
         yield ratio(f"npy first load, {what}, against bare unpickling", *sides, at_most(1.5))
 
     return Measurement(name, measure)

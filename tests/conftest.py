@@ -5,6 +5,7 @@
     server      Server(url, snapshot) of a service of the demo with default settings; shared, so leave it running
     run_server  run_server(**serve_settings) -> Server: a service of one's own, stopped when the test ends;
                 snapshot=, stale_reason= replace the demo's
+    forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
 Helpers, by `from conftest import ...`:
 

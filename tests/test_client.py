@@ -1,5 +1,6 @@
 """The client against the real service: what it returns, how it fails, and that nothing hangs or stays behind."""
 
+import multiprocessing
 import os
 import pickle
 import socket
@@ -289,14 +290,16 @@ def test_a_service_that_was_there_is_waited_for(snapshot: Snapshot) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_replaced_data_stop_a_loop_with_a_typed_error(snapshot: Snapshot, num_workers: int) -> None:
+def test_replaced_data_stop_a_loop_with_a_typed_error(
+    snapshot: Snapshot, forkserver: multiprocessing.context.BaseContext, num_workers: int
+) -> None:
     with reserved_port() as port:
         with serving(create_app(snapshot, ServeSettings()), port) as url:
             dataset = StreamingEmbeddingsDataset(Client(url, retry=FAST), "train", columns=("index",))
             assert dataset.info.fingerprint == snapshot.splits["train"].fingerprint
         with serving(create_app(other_data(snapshot), ServeSettings()), port):
             delivered = []
-            context = "forkserver" if num_workers else None
+            context = forkserver if num_workers else None
             loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
             with pytest.raises(DatasetChanged) as caught:
                 delivered += list(loader)

@@ -6,7 +6,6 @@ by its seed, which the message of the assertion names.
 
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -30,14 +29,6 @@ def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "WIRE_BATCH_BYTES", RECORD_BYTES)
 
 
-@pytest.fixture(scope="module")
-def workers() -> Iterator[multiprocessing.context.BaseContext]:
-    # Not forked from here: a child would inherit the proxy's sockets and keep them open.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["cpstream_client.torch"])
-    return context
-
-
 def client(url: str | list[str], timeout_s: float = 0.3) -> Client:
     made = Client(url, timeout_s=timeout_s, retry=RETRY)
     made.service = replace(made.service, request_bytes=REQUEST_BYTES)
@@ -53,7 +44,7 @@ def oracle(n: int, epoch: int, rank: int, world_size: int) -> list[list[int]]:
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_epochs_through_faults_equal_torch(
-    server: Server, workers: multiprocessing.context.BaseContext, dtype: str, num_workers: int
+    server: Server, forkserver: multiprocessing.context.BaseContext, dtype: str, num_workers: int
 ) -> None:
     split = server.snapshot.splits["train"]
     embeddings = split.embeddings.astype(dtype)
@@ -76,7 +67,8 @@ def test_epochs_through_faults_equal_torch(
                 world_size=world_size,
             )
             dataset.set_epoch(epoch)
-            context = workers if num_workers else None
+            # Not forked from here: a child would inherit the proxy's sockets and keep them open.
+            context = forkserver if num_workers else None
             loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
             expected = oracle(len(embeddings), epoch, rank, world_size)
             where = f"seed {seed}, epoch {epoch}, rank {rank} of {world_size}, after {dict(proxy.counts)}"

@@ -192,7 +192,8 @@ class EpochFetcher:
                 del batch
             connection.release()
             self._idle[connection.endpoint] = connection
-            self._service.replicas.worked(connection.endpoint)
+            if following is not None or not has_more:  # else it finished this reply, but takes no more requests
+                self._service.replicas.worked(connection.endpoint)
             if not has_more:
                 return
             request = following or self._ask(request.behind)

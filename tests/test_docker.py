@@ -121,26 +121,28 @@ def wait_until_healthy(container: str) -> None:
     poll(lambda: inspect(container, "{{.State.Health.Status}}") == "healthy", START_S)
 
 
+@pytest.fixture(scope="module")
+def image() -> str:
+    output("docker", "build", "--tag", IMAGE, ".")
+    return IMAGE
+
+
+@pytest.fixture
+def run(image: str) -> Iterator[Callable[..., str]]:
+    containers = []
+
+    def run(*options: str) -> str:
+        containers.append(output("docker", "run", "--detach", "--publish", "127.0.0.1::8000", *options, image).strip())
+        return containers[-1]
+
+    yield run
+    for container in containers:
+        output("docker", "rm", "--force", "--volumes", container)
+
+
 @pytest.mark.skipif(not HAS_ENGINE, reason="no Docker Engine answers")
 @pytest.mark.timeout(1800)
 class TestImage:
-    @pytest.fixture(scope="class")
-    def image(self) -> str:
-        output("docker", "build", "--tag", IMAGE, ".")
-        return IMAGE
-
-    @pytest.fixture
-    def run(self, image: str) -> Iterator[Callable[..., str]]:
-        containers = []
-
-        def run(*options: str) -> str:
-            containers.append(output("docker", "run", "--detach", "--publish", "127.0.0.1::8000", *options, image).strip())
-            return containers[-1]
-
-        yield run
-        for container in containers:
-            output("docker", "rm", "--force", "--volumes", container)
-
     def test_becomes_healthy_and_serves_the_demo(self, run: Callable[..., str], snapshot: Snapshot) -> None:
         container = run()
         wait_until_healthy(container)

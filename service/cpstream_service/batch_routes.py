@@ -7,7 +7,7 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import Depends, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from cpstream_client import wire
 from cpstream_client.wire import BatchQuery, ErrorCode
@@ -17,6 +17,7 @@ from .negotiation import caching, etag_of, not_modified, preferred
 from .openapi import problem_replies
 from .parameters import BatchParameters, PlanParameters, SampleParameters
 from .problems import IndexOutOfRange, InvalidParameter
+from .replies import CompactJson, ReadableJson
 from .routes import COMMON, SplitName
 from .routes import router as router
 from .samples import check_json_rows, samples_of
@@ -108,7 +109,7 @@ async def take(
         check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
         samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
         body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
-        return JSONResponse(body.to_json())
+        return CompactJson(body.to_json())
 
     service.shortcuts.remember(request, answer)
     return await answer(request)
@@ -141,7 +142,7 @@ async def plan(
         wire.RankSamples(rank.rank, samples_of(served, rank.batch(order, step), ("index", "file_path", "cps"))) for rank in plans
     )
     body = wire.PlanStep(split, served.fingerprint, step, epoch.num_steps, epoch.start_after(step + 1), ranks)
-    return JSONResponse(body.to_json(), headers=caching(request))
+    return ReadableJson(body.to_json(), headers=caching(request))
 
 
 async def _json_batches(request: Request, service: Service, split: Split, query: BatchQuery) -> Response:
@@ -159,7 +160,7 @@ async def _json_batches(request: Request, service: Service, split: Split, query:
     def build() -> Response:
         parts = (wire.JsonBatch(step, samples_of(split, epoch.batch(order, step), query.columns, query.dtype)) for step in steps)
         body = wire.JsonBatches(split.name, split.fingerprint, num_rows, tuple(parts))
-        return JSONResponse(body.to_json(), headers={"ETag": etag, **caching(request)})
+        return CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
 
     _note(request, split.name, num_rows)
     return await to_thread.run_sync(build)

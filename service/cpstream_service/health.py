@@ -1,9 +1,9 @@
 """Unversioned resources for orchestrators, monitoring and people who come by: never behind the token."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from cpstream_client import wire
 from cpstream_client.wire import ErrorCode
@@ -11,6 +11,7 @@ from cpstream_client.wire import ErrorCode
 from .openapi import problem_replies
 from .parameters import Parameters
 from .problems import MEANINGS, Draining, NotFound, problem_type
+from .replies import ReadableJson
 from .state import CurrentService
 
 router = APIRouter(tags=["health"])
@@ -19,8 +20,8 @@ NoParameters = Annotated[Parameters, Depends()]
 
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
-async def index(_: NoParameters) -> dict[str, str]:
-    return {
+async def index(_: NoParameters) -> Response:
+    links = {
         "service": "cpstream",
         "splits": f"{wire.API_PREFIX}/splits",
         "documentation": "/docs",
@@ -28,13 +29,14 @@ async def index(_: NoParameters) -> dict[str, str]:
         "ready": "/readyz",
         "metrics": "/metrics",
     }
+    return ReadableJson(links)
 
 
 @router.head("/livez", include_in_schema=False)
 @router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INVALID_PARAMETER))
-async def livez(_: NoParameters) -> dict[str, str]:
+async def livez(_: NoParameters) -> Response:
     """Answers as long as the process runs, draining included. Restart it when this fails."""
-    return {"status": "alive"}
+    return ReadableJson({"status": "alive"})
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -57,7 +59,7 @@ async def livez(_: NoParameters) -> dict[str, str]:
         **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
     },
 )
-async def readyz(service: CurrentService, _: NoParameters) -> dict[str, Any]:
+async def readyz(service: CurrentService, _: NoParameters) -> Response:
     """200 while the service takes requests; 503 `draining` with Retry-After once it has been told to stop.
 
     `stale_reason` says why the data may be older than its source (Chroma could not be reached at start, and the last good snapshot
@@ -65,12 +67,13 @@ async def readyz(service: CurrentService, _: NoParameters) -> dict[str, Any]:
     """
     if service.drain.draining:
         raise Draining("the service is shutting down; send no new requests here")
-    return {
+    state = {
         "status": "ready",
         "fingerprint": service.snapshot.fingerprint,
         "stale_reason": service.stale_reason,
         "splits": list(service.snapshot.splits),
     }
+    return ReadableJson(state)
 
 
 @router.head("/metrics", include_in_schema=False)
@@ -96,10 +99,10 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
 )
 async def explain(
     code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters
-) -> JSONResponse:
+) -> Response:
     """The explanation behind a problem's `type`."""
     for known, meaning in MEANINGS.items():
         if known.code == code:
             body = {"type": problem_type(known), "code": code, "status": known.status, "title": known.title, "meaning": meaning}
-            return JSONResponse(body)
+            return ReadableJson(body)
     raise NotFound(f"code {code!r} is not one of this service's; codes: {', '.join(known.code for known in MEANINGS)}")

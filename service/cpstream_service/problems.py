@@ -162,7 +162,7 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         request_id=scope.get("state", {}).get("request_id", ""),
         extra=extra,
     )
-    body = json.dumps(problem.to_json(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+    body = (json.dumps(problem.to_json(), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     return Response(body, code.status, {"Cache-Control": "no-store", **headers}, wire.PROBLEM_JSON)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Request, Security
 from fastapi.security import HTTPBearer
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from cpstream_client import wire
 from cpstream_client.wire import ErrorCode
@@ -15,6 +15,7 @@ from .negotiation import caching, etag_of, not_modified
 from .openapi import problem_replies
 from .parameters import Parameters, PinnedParameters, RowsParameters
 from .problems import IndexOutOfRange, InvalidParameter
+from .replies import CompactJson, ReadableJson
 from .samples import samples_of
 from .state import CurrentService
 
@@ -37,7 +38,7 @@ async def splits(request: Request, service: CurrentService, _: Annotated[Paramet
     """Every split's metadata, and the fingerprint of the whole dataset."""
     snapshot = service.snapshot
     body = wire.SplitList(snapshot.fingerprint, tuple(split.info for split in snapshot.splits.values()))
-    return _json(request, snapshot.fingerprint, body.to_json())
+    return _metadata(request, snapshot.fingerprint, body)
 
 
 @router.head("/splits/{split}", include_in_schema=False)
@@ -52,7 +53,7 @@ async def one_split(
 ) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
     served = service.split(split, parameters.fingerprint)
-    return _json(request, served.fingerprint, served.info.to_json())
+    return _metadata(request, served.fingerprint, served.info)
 
 
 @router.head("/splits/{split}/alignment", include_in_schema=False)
@@ -67,7 +68,7 @@ async def alignment(
 ) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
     served = service.split(split, parameters.fingerprint)
-    return _json(request, served.fingerprint, served.report.to_json())
+    return _metadata(request, served.fingerprint, served.report)
 
 
 @router.head("/splits/{split}/rows", include_in_schema=False)
@@ -93,13 +94,21 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
     if parameters.embedding:
         columns += ("embedding",)
     indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)
-    body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
-    return _json(request, served.fingerprint, body.to_json())
+    etag = _etag(request, served.fingerprint)
+    reply = not_modified(request, etag)
+    if reply is None:
+        body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
+        reply = CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+    return reply
 
 
-def _json(request: Request, fingerprint: str, body: object) -> Response:
-    etag = etag_of(fingerprint, wire.JSON, {"path": request.url.path, "query": sorted(request.query_params.multi_items())})
-    return not_modified(request, etag) or JSONResponse(body, headers={"ETag": etag, **caching(request)})
+def _metadata(request: Request, fingerprint: str, body: wire.SplitList | wire.SplitInfo | wire.AlignmentReport) -> Response:
+    etag = _etag(request, fingerprint)
+    return not_modified(request, etag) or ReadableJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+
+
+def _etag(request: Request, fingerprint: str) -> str:
+    return etag_of(fingerprint, wire.JSON, {"path": request.url.path, "query": sorted(request.query_params.multi_items())})
 
 
 async def _download(split: str, name: str, request: Request, service: CurrentService, parameters: PinnedParameters) -> Response:

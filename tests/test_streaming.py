@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -205,25 +203,3 @@ def test_what_the_service_refuses_reaches_the_loop(server: Server) -> None:
         next(iter(StreamingEmbeddingsDataset(server.url, "trian")))
     with pytest.raises(InvalidRequestError, match="seed"):
         next(iter(StreamingEmbeddingsDataset(server.url, "train", shuffle=True, seed=2**64)))
-
-
-HEAVY = ("pandas", "fastapi", "uvicorn", "chromadb", "httpx", "scipy", "matplotlib", "lightning", "cpstream_service")
-
-
-def test_importing_is_light() -> None:
-    script = (
-        "import sys, cpstream_client\n"
-        f"assert not set(sys.modules) & {{'torch', *{HEAVY!r}}}, set(sys.modules) & {{'torch', *{HEAVY!r}}}\n"
-        "import torch\n"
-        "before = set(sys.modules)\n"
-        "import cpstream_client.torch\n"
-        f"assert not (set(sys.modules) - before) & set({HEAVY!r})\n"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
-
-
-def test_without_torch_one_line_says_what_to_install() -> None:
-    script = "import sys; sys.modules['torch'] = None; import cpstream_client.torch"
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: cpstream_client.torch needs PyTorch: pip install 'cpstream[torch]'"

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the data or the service asked is at fault, 2 the command itself is wrong, 3 the address cannot be had.
 """
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -116,6 +117,8 @@ def plan(
     remainder: Remainder = "pad",
     drop_last: bool = False,
     start: int = 0,
+    fingerprint: str | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     token: str | None = None,
 ) -> int:
     """Print which samples every rank got, or will get, at one step of an epoch: the recordings behind a loss spike.
@@ -126,7 +129,7 @@ def plan(
 
     ```
     cpstream plan http://data:8000 train --step 1234 --batch-size 32 --shuffle uniform --seed 7 --epoch 3
-    cpstream plan http://data:8000 train --step 0 --batch-size 32 --world-size 8 --start 25600
+    cpstream plan http://data:8000 train --step 0 --batch-size 32 --world-size 8 --start 25600 --json
     ```
 
     Parameters
@@ -153,6 +156,10 @@ def plan(
         Whether a short last batch is left out.
     start
         Samples of the epoch that all ranks together had consumed before step 0.
+    fingerprint
+        Of the data that the training had, as its state has it; other data is refused.
+    as_json
+        Print the service's JSON instead of a table.
     token
         Bearer token, where the service has one.
     """
@@ -167,9 +174,14 @@ def plan(
         remainder=remainder,
         drop_last=drop_last,
         start=start,
+        fingerprint=fingerprint,
     )
     with _client(url, token) as client:
-        Console().print(plan_table(PlanStep.from_json(client.plan(split, step, query))))
+        audit = client.plan(split, step, query)
+    if as_json:
+        print(json.dumps(audit, indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        Console().print(plan_table(PlanStep.from_json(audit)))
     return 0
 
 

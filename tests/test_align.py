@@ -9,7 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cpstream_client.wire import AlignmentReport
-from cpstream_service.align import AlignedSplit, align, find_leaks, match_paths, normalise_path, num_lost
+from cpstream_service.align import AlignedSplit, align, find_leaks, num_lost
+from cpstream_service.paths import match_paths, normalise_path, normalise_paths
 from cpstream_service.reasons import Reason
 from cpstream_service.sources import RowProblem, SourceSplit
 from cpstream_service.sources.cps_table import CpsTable
@@ -58,6 +59,7 @@ def reasons(report: AlignmentReport) -> dict[tuple[str, str], int]:
 )
 def test_normalise_path(path: str, key: str) -> None:
     assert normalise_path(path) == key
+    assert normalise_paths(["x.wav", path]) == ["x.wav", key]
 
 
 @given(st.text(alphabet="a./\\é\u0301", max_size=12))

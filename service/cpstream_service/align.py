@@ -4,7 +4,6 @@ Paths are matched first, over all rows that have one, usable or not: a row whose
 value. Rows are judged after that.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from cpstream_client.wire import AlignmentReport, Dropped
 
+from .paths import match_paths, normalise_paths
 from .reasons import HARMLESS, Reason
 from .sources import SourceSplit
 from .sources.cps_table import CpsTable
@@ -22,19 +22,6 @@ from .sources.cps_table import CpsTable
 MAX_EXAMPLES = 5
 _CHUNK_ROWS = 16384
 Side = Literal["embedding", "cps"]
-
-
-def normalise_path(path: str) -> str:
-    r"""The alignment key of a path: Unicode NFC, \ as /, without duplicate / and leading ./ ."""
-    if not path.isascii():
-        path = unicodedata.normalize("NFC", path)
-    if "\\" in path:
-        path = path.replace("\\", "/")
-    while "//" in path:
-        path = path.replace("//", "/")
-    while path.startswith("./"):
-        path = path[2:]
-    return path
 
 
 @dataclass(frozen=True)
@@ -93,25 +80,24 @@ def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
         drops.add(Reason.INVALID_CPS, "cps", f"{table.file_paths[i]} (line {table.lines[i]}): {text!r}")
 
     exact, by_suffix = match_paths(embeddings.known, cps_rows.known)
-    pairs = [(key, key) for key in exact if key in row_of and key in line_of]
-    num_exact = len(pairs)
-    pairs += [(ours, theirs) for ours, theirs in by_suffix.items() if ours in row_of and theirs in line_of]
-    pairs.sort()
+    suffix_pairs = {ours: theirs for ours, theirs in by_suffix.items() if ours in row_of and theirs in line_of}
+    ours = sorted(exact.intersection(row_of, line_of).union(suffix_pairs))
+    theirs = [suffix_pairs.get(key, key) for key in ours] if suffix_pairs else ours
 
     matched = exact.union(by_suffix), exact.union(by_suffix.values())
-    _add_unmatched(drops, row_of.keys(), line_of.keys(), pairs, matched)
-    rows = np.fromiter((row_of[ours] for ours, _ in pairs), np.int64, len(pairs))
-    cps_at = np.fromiter((line_of[theirs] for _, theirs in pairs), np.int64, len(pairs))
+    _add_unmatched(drops, (row_of.keys(), line_of.keys()), (ours, theirs), matched)
+    rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
+    cps_at = np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))
     report = AlignmentReport(
         split=source.name,
         num_embeddings=len(source.file_paths) + len(source.problems),
         num_cps=len(table.file_paths) + len(table.problems),
-        num_aligned=len(pairs),
-        num_exact=num_exact,
-        num_by_suffix=len(pairs) - num_exact,
+        num_aligned=len(ours),
+        num_exact=len(ours) - len(suffix_pairs),
+        num_by_suffix=len(suffix_pairs),
         dropped=drops.report(),
     )
-    return AlignedSplit(source.name, [ours for ours, _ in pairs], cps[cps_at], source.embeddings, rows, report)
+    return AlignedSplit(source.name, ours, cps[cps_at], source.embeddings, rows, report)
 
 
 def num_lost(report: AlignmentReport) -> int:
@@ -129,66 +115,19 @@ def find_leaks(splits: Sequence[AlignedSplit]) -> dict[str, tuple[Dropped, ...]]
     return leaks
 
 
-def match_paths(ours: set[str], theirs: set[str]) -> tuple[set[str], dict[str, str]]:
-    """Which keys belong together: (the equal ones, ours -> theirs by the longest suffix that is unique on both sides).
-
-    A suffix starts after a /. It must be unique among all keys of a side, those that match exactly included. Suffixes are tried
-    from the shortest up: one that is unique on both sides stays so when it gets longer, and names the same pair.
-    """
-    exact = ours & theirs
-    matched: dict[str, str] = {}
-    if len(exact) == len(ours) or len(exact) == len(theirs):
-        return exact, matched
-    level = [(ours, theirs)]
-    depth = 0
-    while level:
-        depth += 1
-        deeper = []
-        for group_of_ours, group_of_theirs in level:
-            our_groups, their_groups = _by_suffix(group_of_ours, depth), _by_suffix(group_of_theirs, depth)
-            for suffix, a in our_groups.items():
-                b = their_groups.get(suffix)
-                if b is None:
-                    continue
-                if len(a) == 1 and len(b) == 1:
-                    if a[0] not in exact:
-                        matched[a[0]] = b[0]
-                elif not exact.issuperset(a) and not exact.issuperset(b):
-                    deeper.append((set(a), set(b)))
-        level = deeper
-    return exact, matched
-
-
-def _by_suffix(keys: Iterable[str], depth: int) -> dict[str, list[str]]:
-    """Keys grouped by their last `depth` parts; a key of fewer parts, or of a folder, is in no group."""
-    groups: dict[str, list[str]] = {}
-    for key in keys:
-        if key.endswith("/"):
-            continue
-        parts = key.rsplit("/", depth)
-        if len(parts) > depth:
-            suffix = key[len(parts[0]) + 1 :]
-        elif len(parts) == depth:
-            suffix = key
-        else:
-            continue
-        groups.setdefault(suffix, []).append(key)
-    return groups
-
-
 class _Keys:
     """The keys of one side. first: key -> its first row; others: key -> all its rows, where there are several."""
 
     def __init__(self, file_paths: list[str], of_problems: Iterable[str | None]) -> None:
-        self.file_paths = file_paths
-        self.first: dict[str, int] = {}
         self.others: dict[str, list[int]] = {}
-        for i, path in enumerate(file_paths):
-            key = normalise_path(path)
-            if self.first.setdefault(key, i) != i:
-                self.others.setdefault(key, [self.first[key]]).append(i)
-        self.known = set(self.first)
-        self.known.update(normalise_path(path) for path in of_problems if path is not None)
+        keys = normalise_paths(file_paths)
+        self.first = dict(zip(keys, range(len(keys)), strict=True))
+        if len(self.first) < len(keys):
+            self.first.clear()
+            for i, key in enumerate(keys):
+                if self.first.setdefault(key, i) != i:
+                    self.others.setdefault(key, [self.first[key]]).append(i)
+        self.known = set(self.first).union(normalise_paths([path for path in of_problems if path is not None]))
 
     def resolve(
         self,
@@ -217,23 +156,22 @@ class _Keys:
 
 def _add_unmatched(
     drops: "_Drops",
-    ours: Set[str],
-    theirs: Set[str],
-    pairs: list[tuple[str, str]],
+    usable: tuple[Set[str], Set[str]],
+    served: tuple[list[str], list[str]],
     matched: tuple[set[str], set[str]],
 ) -> None:
-    """Usable keys that are served by no pair. Ambiguous: another key of the same file name found no partner either."""
-    if len(pairs) == len(ours) == len(theirs):
-        return
-    left_ours, left_theirs = ours - {key for key, _ in pairs}, theirs - {key for _, key in pairs}
-    names_ours = {key.rpartition("/")[2] for key in left_ours - matched[0]}
-    names_theirs = {key.rpartition("/")[2] for key in left_theirs - matched[1]}
-    for key in sorted(left_ours):
-        ambiguous = key not in matched[0] and key.rpartition("/")[2] in names_theirs
-        drops.add(Reason.AMBIGUOUS_PATH if ambiguous else Reason.NO_CPS, "embedding", key)
-    for key in sorted(left_theirs):
-        ambiguous = key not in matched[1] and key.rpartition("/")[2] in names_ours
-        drops.add(Reason.AMBIGUOUS_PATH if ambiguous else Reason.NO_EMBEDDING, "cps", key)
+    """Usable keys that are not served. Pairs are (ours, theirs). Ambiguous: another of that file name found no partner either."""
+    left = [(usable[side] - set(served[side])) if len(usable[side]) > len(served[side]) else set() for side in (0, 1)]
+    names = [{_name_of(key) for key in left[side] - matched[side]} for side in (0, 1)]
+    reasons: tuple[tuple[Side, Reason], ...] = (("embedding", Reason.NO_CPS), ("cps", Reason.NO_EMBEDDING))
+    for side, (name, missing) in enumerate(reasons):
+        for key in sorted(left[side]):
+            ambiguous = key not in matched[side] and _name_of(key) in names[1 - side]
+            drops.add(Reason.AMBIGUOUS_PATH if ambiguous else missing, name, key)
+
+
+def _name_of(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def finite_rows(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:

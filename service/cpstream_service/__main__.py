@@ -1,5 +1,6 @@
 """The command `cpstream`, also as `python -m cpstream_service`."""
 
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -8,6 +9,8 @@ _NEEDED = ("blake3", "cyclopts", "fastapi", "httptools", "prometheus_client", "p
 
 def main() -> None:
     """Run the command line; without the service's dependencies, say what to install."""
+    # As process 1 of a container, SIGTERM would be ignored until somebody handles it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         print(f"cpstream: missing {', '.join(missing)}; run: pip install 'cpstream[service]'", file=sys.stderr)  # noqa: T201

@@ -18,9 +18,9 @@ from .bench import Bench, Measurement
 from .data import SPLIT, Data
 from .findings import Finding, Skipped, ratio
 from .loaders import BATCH, local, streaming
-from .runner import Batches, Loader, samples_per_s
+from .runner import Batches, Loader, fastest, samples_per_s
 
-SLOW_SAMPLES = 40_000
+SLOW_SAMPLES = 20_000
 """A round of what reads some ten thousand samples a second. Rates are compared, so fewer samples do not flatter anyone."""
 
 
@@ -87,49 +87,67 @@ def measure_huggingface(bench: Bench) -> Iterator[Finding]:
 
 
 def measure_lance(bench: Bench) -> Iterator[Finding]:
-    """lance.torch.data.LanceDataset with batch_readahead, and its sampler for a shuffle: that of batches, not of samples.
+    """lance.torch.data.LanceDataset with batch_readahead and a sampler that shuffles batches; and take() of random rows.
 
-    Source: lance.org/integrations/pytorch and the docstrings of lance.sampler.
+    Source: lance.org/integrations/pytorch, the docstrings of lance.sampler, and "random access" of lance.org/guide/read_and_write.
     """
     lance = peer("lance", "pylance")
     torch_data, samplers = peer("lance.torch.data", "pylance"), peer("lance.sampler", "pylance")
-    data = bench.data
-    with bench.scratch("lance") as folder:
+    data, samples = bench.data, min(SLOW_SAMPLES, len(bench.data))
+    with bench.scratch("lance") as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "with_row_id is not supported", UserWarning)
         path = str(folder / "data.lance")
-        lance.write_dataset(arrow_table(data, len(data)), path)
+        dataset = lance.write_dataset(arrow_table(data, len(data)), path)
 
-        def epoch(number: int) -> Batches:
+        def scan(number: int) -> Batches:
             sampler = samplers.ShardedBatchSampler(rank=0, world_size=1, randomize=True, seed=number)
-            dataset = torch_data.LanceDataset(
+            batches = torch_data.LanceDataset(
                 path, batch_size=BATCH, columns=["embedding", "cps"], batch_readahead=8, sampler=sampler, auto_detect_rank=False
             )
-            return pairs(DataLoader(dataset, batch_size=None))
+            return pairs(DataLoader(batches, batch_size=None))
 
-        other = Loader("Lance, batches shuffled", epoch, len(data), data.checksum(), kind="local")
-        yield from against(bench, "Lance on local disk", other, note="Lance shuffles batches, not samples")
+        def take(_: int) -> Batches:
+            for indices in BatchSampler(RandomSampler(range(samples)), BATCH, drop_last=False):
+                table = dataset.take(indices, columns=["embedding", "cps"]).combine_chunks()
+                rows = table["embedding"].chunk(0).flatten().to_numpy().reshape(len(indices), -1)
+                yield torch.from_numpy(rows), torch.from_numpy(table["cps"].chunk(0).to_numpy())
+
+        scanned = Loader("Lance, batches shuffled", scan, len(data), data.checksum(), kind="local")
+        taken = Loader("Lance, random rows", take, samples, data.checksum(samples), kind="local")
+        yield from against(bench, "Lance on local disk, batches shuffled", scanned, note="Lance shuffles batches here, not samples")
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        yield from against(bench, "Lance on local disk, random rows", taken)
 
 
 def measure_litdata(bench: Bench) -> Iterator[Finding]:
-    """optimize() into chunks of 64 MB, StreamingDataset(shuffle=True) in a StreamingDataLoader.
+    """optimize() into chunks of 64 MB, StreamingDataset(shuffle=True) in a StreamingDataLoader, at the best batch_decode.
 
-    Source: the quick start of github.com/Lightning-AI/litData.
+    Source: the quick start of github.com/Lightning-AI/litData, and the docstring of StreamingDataset for batch_decode.
     """
     litdata = peer("litdata", "litdata")
     data, samples = bench.data, min(SLOW_SAMPLES, len(bench.data))
-    with bench.scratch("litdata") as folder, redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        litdata.optimize(
-            fn=_Sample(data),
-            inputs=list(range(samples)),
-            output_dir=str(folder / "data"),
-            num_workers=1,
-            chunk_bytes="64MB",
-            start_method="fork",  # the samples are inherited, not sent
-            verbose=False,
-        )
-        dataset = litdata.StreamingDataset(str(folder / "data"), shuffle=True, drop_last=False, seed=42)
-        loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0)
-        other = Loader("LitData", lambda _: pairs(loader), samples, data.checksum(samples), kind="local")
-        yield from against(bench, "LitData on local disk", other)
+    with bench.scratch("litdata") as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+        bench.progress("writing LitData's chunks")
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            litdata.optimize(
+                fn=_Sample(data),
+                inputs=list(range(samples)),
+                output_dir=str(folder / "data"),
+                num_workers=1,
+                chunk_bytes="64MB",
+                start_method="fork",  # the samples are inherited, not sent
+                verbose=False,
+            )
+
+        def side(batch_decode: int | str) -> Loader:
+            dataset = litdata.StreamingDataset(str(folder / "data"), shuffle=True, drop_last=False, batch_decode=batch_decode)
+            loader = litdata.StreamingDataLoader(dataset, batch_size=BATCH, num_workers=0)
+            label = f"LitData, batch_decode={batch_decode!r}"
+            return Loader(label, lambda _: pairs(loader), samples, data.checksum(samples), kind="local")
+
+        best = fastest(bench.progress, [side(batch_decode) for batch_decode in ("auto", 0, "all")])
+        yield from against(bench, f"LitData on local disk at its best ({best.label.split(', ')[1]})", best)
 
 
 class _Sample:

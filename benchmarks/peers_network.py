@@ -1,7 +1,6 @@
 """What people would pick instead, over loopback: each server a real process of its own, as ours is."""
 
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from .findings import Finding, Skipped, at_least, ratio
 from .loaders import BATCH, streaming
 from .peers_local import SLOW_SAMPLES, against, pairs, peer, snapshot_arrays
 from .processes import first_line, free_port, helper, running, wait_for
-from .runner import Batches, Loader, samples_per_s
+from .runner import Batches, Loader, fastest, samples_per_s
 
 FLIGHT_BATCH_SIZES = (256, 1024, 4096, 16384)
 CHROMA_PAGES = (250, 1000, 4000)
@@ -46,7 +45,7 @@ def measure_flight(bench: Bench) -> Iterator[Finding]:
                     label = f"Arrow Flight, batch {batch_size}"
                     return Loader(label, epoch, len(data), data.checksum(), kind="network")
 
-                best = fastest(bench, [side(size) for size in FLIGHT_BATCH_SIZES if size <= len(data)])
+                best = fastest(bench.progress, [side(size) for size in FLIGHT_BATCH_SIZES if size <= len(data)])
                 ours = streaming(bench)
                 passes = bench.interleave(ours, best)
     yield ratio(
@@ -87,7 +86,7 @@ def measure_chroma(bench: Bench) -> Iterator[Finding]:
 
             return Loader(f"Chroma get, pages of {page}", epoch, samples, data.checksum(samples), kind="network")
 
-        best = fastest(bench, [side(page) for page in CHROMA_PAGES if page <= samples])
+        best = fastest(bench.progress, [side(page) for page in CHROMA_PAGES if page <= samples])
         ours = streaming(bench)
         passes = bench.interleave(ours, best)
     yield ratio(
@@ -127,11 +126,12 @@ def _answers(port: int) -> bool | None:
 def measure_webdataset(bench: Bench) -> Iterator[Finding]:
     """Tar shards from a static web server: shards shuffled, samples shuffled in a buffer of 1000, decoded, batched as tensors.
 
-    Source: README and docs of github.com/webdataset/webdataset.
+    Source: README of github.com/webdataset/webdataset; .ten, because its docstrings call that the fast way to load tensors.
     """
     wds = peer("webdataset", "webdataset")
     data, samples = bench.data, min(SLOW_SAMPLES, len(bench.data))
-    with bench.scratch("webdataset") as folder:
+    with bench.scratch("webdataset") as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         shards = write_shards(wds, bench, folder, samples)
         with helper("servers.files", str(folder)) as server:
             port = first_line(server)
@@ -139,32 +139,26 @@ def measure_webdataset(bench: Bench) -> Iterator[Finding]:
 
             def epoch(number: int) -> Batches:
                 dataset = wds.WebDataset(urls, shardshuffle=len(urls), seed=number).shuffle(1000).decode()
-                dataset = dataset.to_tuple("embedding.npy", "cps.npy").batched(BATCH, collation_fn=torch.utils.data.default_collate)
+                dataset = dataset.to_tuple("ten").map(_flat).batched(BATCH, collation_fn=torch.utils.data.default_collate)
                 return pairs(wds.WebLoader(dataset, batch_size=None, num_workers=0), 0, 1)
 
             other = Loader("WebDataset over HTTP", epoch, samples, data.checksum(samples), kind="network")
             yield from against(bench, "WebDataset over HTTP", other, note="WebDataset shuffles within a buffer of 1000 samples")
 
 
+def _flat(sample: Any) -> tuple[Any, Any]:
+    """The arrays of a sample's only file: embedding (D,), cps ()."""
+    ((embedding, cps),) = sample
+    return embedding, cps[0]
+
+
 def write_shards(wds: Any, bench: Bench, folder: Path, samples: int) -> list[str]:
     """Shards of 5000 samples. Returns their names."""
     data = bench.data
-    with wds.ShardWriter(str(folder / "shard-%04d.tar"), maxcount=5000, verbose=0) as writer:
+    with wds.ShardWriter(str(folder / "shard-%04d.tar"), maxcount=5000, verbose=0, mtime=0) as writer:
         for i in range(samples):
-            writer.write({"__key__": f"{i:08d}", "embedding.npy": data.embeddings[i], "cps.npy": np.asarray(data.cps[i])})
+            writer.write({"__key__": f"{i:08d}", "ten": [data.embeddings[i], data.cps[i : i + 1]]})
     return sorted(path.name for path in folder.glob("*.tar"))
-
-
-def fastest(bench: Bench, sides: list[Loader]) -> Loader:
-    """Of several settings of a peer, the one whose second epoch takes least."""
-    took = {}
-    for side in sides:
-        bench.progress(f"looking for the best setting: {side.label}")
-        side.warm_up()
-        started = time.perf_counter()
-        side.run(1)
-        took[side.label] = time.perf_counter() - started
-    return min(sides, key=lambda side: took[side.label])
 
 
 MEASUREMENTS = (

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -129,6 +129,17 @@ def interleave(sides: Iterable[Side], rounds: int, progress: Callable[[str], Non
             progress(f"round {number} of {rounds}, {side.label}")
             done.append(side.run(number))
     return passes
+
+
+def fastest(progress: Callable[[str], None], sides: Sequence[Loader]) -> Loader:
+    """Of several settings of a peer, the one whose epoch takes least."""
+    progress(f"warm-up, {sides[0].label}")
+    sides[0].run(0)
+    took = {}
+    for side in sides:
+        progress(f"looking for the best setting: {side.label}")
+        took[side.label] = side.run(0).seconds
+    return min(sides, key=lambda side: took[side.label])
 
 
 def samples_per_s(side: Side, passes: list[Pass]) -> Series:

@@ -255,6 +255,15 @@ def test_the_access_log_says_what_became_of_a_request(http: httpx.Client, caplog
     assert (logged["route"], logged["query"]) == ("/v1/splits/{split}/batches", "limit=1")
 
 
+def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "cpstream.access"):
+        assert http.get("/v1/splits/x%0d%0aINFO%20forged").status_code == 404
+        http.get("/livez")
+    messages = [record.getMessage() for record in caplog.records]
+    assert any("x%0d%0aINFO%20forged" in message for message in messages)
+    assert not any("\n" in message or "\r" in message for message in messages)
+
+
 def test_the_token_guards_v1_and_nothing_else(run_server: Callable[..., Server]) -> None:
     server = run_server(token="s3cret-é")
     with httpx.Client(base_url=server.url) as http:

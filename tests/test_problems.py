@@ -157,6 +157,16 @@ def test_every_mistake_is_named(http: httpx.Client, case: Case) -> None:
         assert words in body["detail"], body["detail"]
 
 
+def test_accept_may_be_given_in_several_lines(http: httpx.Client) -> None:
+    reply = http.get(f"{DEV}/batches", params={"limit": 1}, headers=[("Accept", "text/html"), ("Accept", wire.JSON)])
+    assert (reply.status_code, reply.headers["content-type"]) == (200, wire.JSON)
+
+
+def test_a_problem_repeats_little_of_a_long_request(http: httpx.Client) -> None:
+    for query in ("x" * 9000, f"columns={'x' * 9000}", f"shuffle={'x' * 9000}", "&".join(["seed=1"] * 900)):
+        assert len(problem_of(http.get(f"{DEV}/batches?{query}"))["detail"]) < 500
+
+
 def test_head_errors_have_the_status_of_get(http: httpx.Client) -> None:
     for url in ("/nope", "/v1/splits/trian", f"{DEV}/batches?x=1", f"{DEV}/cps.npy?fingerprint=1"):
         head = http.head(url)

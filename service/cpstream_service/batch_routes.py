@@ -69,7 +69,7 @@ async def batches(
     epoch all ranks together have consumed; any batch size and world size may go on from there.
     """
     served, query = service.split(split, parameters.fingerprint), parameters.query()
-    if preferred(request.headers.get("accept", ""), OFFERS) == wire.JSON:
+    if preferred(request, OFFERS) == wire.JSON:
         return await _json_batches(request, service, served, query)
     with plan_errors():
         reply = await service.batch_server.batches(served, query)
@@ -99,7 +99,7 @@ async def take(
 ) -> Response:
     """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
     served = service.split(split, parameters.fingerprint)
-    representation = preferred(request.headers.get("accept", ""), OFFERS)
+    representation = preferred(request, OFFERS)
 
     async def answer(request: Request) -> Response:
         indices = await read_indices(request, served.info.num_samples)

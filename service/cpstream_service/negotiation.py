@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from starlette.requests import Request
 from starlette.responses import Response
 
-from .problems import NotAcceptable
+from .problems import NotAcceptable, shown
 
 
-def preferred(accept: str, offers: Sequence[str]) -> str:
-    """The offer that an Accept header prefers; at equal weight the first. Raises NotAcceptable when it excludes them all."""
+def preferred(request: Request, offers: Sequence[str]) -> str:
+    """The offer that the Accept header prefers; at equal weight the first. Raises NotAcceptable when it excludes them all."""
+    accept = ", ".join(request.headers.getlist("accept"))
     weights = {offer: _weight(accept, offer) for offer in offers} if accept.strip() else dict.fromkeys(offers, 1.0)
     best = max(offers, key=lambda offer: weights[offer])
     if weights[best] <= 0:
-        raise NotAcceptable(f"Accept is {accept!r}, which excludes every representation of this resource: {', '.join(offers)}")
+        raise NotAcceptable(f"Accept is {shown(accept)}, which excludes every representation of this resource: {', '.join(offers)}")
     return best
 
 

@@ -24,11 +24,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.wire import ARROW_STREAM, REQUEST_ID_HEADER
 
+from .problems import target_of
+
 access_logger = logging.getLogger("cpstream.access")
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: set by serve.py when there are several workers, so that any of them answers for all."""
 
+MAX_LOGGED_CHARS = 1000
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -134,7 +137,7 @@ class Observability:
         access_logger.info(
             "%s %s -> %d, %d bytes in %.3f s%s [%s]",
             scope["method"],
-            scope["path"],
+            target_of(scope)[:MAX_LOGGED_CHARS],  # as it was sent: a decoded path may hold a line break, and so forge a line
             status,
             sent,
             took_s,
@@ -143,7 +146,7 @@ class Observability:
             extra={
                 "method": scope["method"],
                 "path": scope["path"],
-                "query": scope["query_string"].decode("latin-1"),
+                "query": scope["query_string"].decode("latin-1")[:MAX_LOGGED_CHARS],
                 "route": route,
                 "split": state.get("split"),
                 "status": status,

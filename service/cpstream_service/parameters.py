@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 from cpstream_client.plan import Remainder, Shuffle
 from cpstream_client.wire import COLUMNS, DEFAULT_COLUMNS, BatchQuery, Column, Dtype
 
-from .problems import InvalidParameter
+from .problems import InvalidParameter, shown
 
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
@@ -42,9 +42,9 @@ class Parameters:
         given = Counter(name for name, _ in self.request.query_params.multi_items())
         for name, count in given.items():
             if name not in known:
-                raise InvalidParameter(f"parameter {name!r} is not known here; {_suggestion(name, known)}")
+                raise InvalidParameter(f"parameter {shown(name)} is not known here; {_suggestion(name, known)}")
             if count > 1:
-                values = ", ".join(repr(value) for value in self.request.query_params.getlist(name))
+                values = ", ".join(shown(value) for value in self.request.query_params.getlist(name)[:3])
                 raise InvalidParameter(f"parameter {name!r} is given {count} times ({values}); give it once")
 
 
@@ -72,7 +72,7 @@ def parse_columns(text: str) -> tuple[Column, ...]:
     names = [name.strip() for name in text.split(",")]
     for name in names:
         if name not in COLUMNS:
-            raise InvalidParameter(f"columns is {text!r}, and {name!r} is no column; columns: {', '.join(COLUMNS)}")
+            raise InvalidParameter(f"columns is {shown(text)}, and {shown(name)} is no column; columns: {', '.join(COLUMNS)}")
     return tuple(column for column in COLUMNS if column in names)
 
 

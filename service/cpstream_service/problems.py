@@ -62,7 +62,7 @@ class UnknownSplit(RequestError):
     """The split in the path is not served."""
 
     def __init__(self, split: str, served: Sequence[str]) -> None:
-        super().__init__(f"split {split!r} is not served; splits: {', '.join(served)}")
+        super().__init__(f"split {shown(split)} is not served; splits: {', '.join(served)}")
 
 
 class NotFound(RequestError):
@@ -175,9 +175,9 @@ def target_of(scope: Scope) -> str:
 
 def _framework_detail(scope: Scope, code: ErrorCode, headers: Mapping[str, str], detail: str) -> str:
     if code is ErrorCode.NOT_FOUND:
-        return f"nothing is served at {scope['path']!r}; GET / lists what is"
+        return f"nothing is served at {shown(scope['path'])}; GET / lists what is"
     if code is ErrorCode.METHOD_NOT_ALLOWED:
-        return f"{scope['method']} is not allowed at {scope['path']!r}; allowed: {headers['Allow']}"
+        return f"{scope['method']} is not allowed at {shown(scope['path'])}; allowed: {headers['Allow']}"
     return detail
 
 
@@ -202,11 +202,12 @@ def _invalid(entry: Mapping[str, Any]) -> str:
         "string_too_short": f"at least {context.get('min_length')} character long",
     }.get(entry["type"])
     if expected is None:
-        return f"{name} is {_shown(entry.get('input'))}: {entry['msg']}"
-    return f"{name} is {_shown(entry.get('input'))}; it must be {expected}"
+        return f"{name} is {shown(entry.get('input'))}: {entry['msg']}"
+    return f"{name} is {shown(entry.get('input'))}; it must be {expected}"
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value of the client's for a detail, not too much of it."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -51,5 +51,5 @@ class Shortcuts:
 
 
 def _key(scope: Scope) -> _Key:
-    accept = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+    accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
     return scope["method"], scope["path"], scope["query_string"], accept

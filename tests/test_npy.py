@@ -12,7 +12,7 @@ import pytest
 from data import make_rows, npy_bytes, npy_of, write_npy
 
 from cpstream_service.errors import DataError
-from cpstream_service.sources import pickled
+from cpstream_service.sources import ByteRows, pickled
 from cpstream_service.sources.npy import read_npy
 
 
@@ -38,7 +38,7 @@ def test_arrays_of_any_number_type(tmp_path: Path, protocol: int, dtype: str) ->
     expected = vectors(dtype)
     read = read_one(tmp_path / "x.npy", npy_of({"train": rows_of(list(expected))}, protocol))
     assert list(read) == ["train"]
-    assert read["train"].embeddings.dtype == np.float32
+    assert np.asarray(read["train"].embeddings).dtype == np.float32
     np.testing.assert_array_equal(read["train"].embeddings, expected.astype("f4"))
     assert read["train"].file_paths == [f"a/{i}.wav" for i in range(5)]
     assert read["train"].problems == []
@@ -87,11 +87,15 @@ def test_only_the_splits_asked_for(tmp_path: Path) -> None:
         read_npy(path, ("trian",))
 
 
-def test_float32_arrays_are_not_copied_again(tmp_path: Path) -> None:
-    read = read_npy(write_npy(tmp_path, {"train": make_rows(4), "dev": make_rows(3, seed=1)}))
-    assert read["train"].embeddings.base is not None
-    assert np.shares_memory(read["train"].embeddings.base, read["dev"].embeddings.base)
-    np.testing.assert_array_equal(read["dev"].embeddings, [row["embedding"] for row in make_rows(3, seed=1)])
+def test_float32_arrays_are_kept_as_they_were_read(tmp_path: Path) -> None:
+    rows = make_rows(4)
+    embeddings = read_npy(write_npy(tmp_path, {"train": rows}))["train"].embeddings
+    assert isinstance(embeddings, ByteRows)
+    assert (embeddings.shape, len(embeddings)) == ((4, 8), 4)
+    np.testing.assert_array_equal(embeddings[2], rows[2]["embedding"])
+    np.testing.assert_array_equal(embeddings[1:3], [row["embedding"] for row in rows[1:3]])
+    np.testing.assert_array_equal(embeddings[np.array([3, 0, 3])], [rows[i]["embedding"] for i in (3, 0, 3)])
+    assert embeddings[np.array([], np.int64)].shape == (0, 8)
 
 
 def test_the_same_array_in_two_rows(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path, splits: list[AlignedS
     same = open_snapshot(write(tmp_path / "2", [dev, train], "other key", "other identity"))
     assert same.fingerprint == first.fingerprint
     assert len(first.fingerprint) == 32
-    changed_source = train.source.copy()
+    changed_source = np.array(train.source)
     changed_source[3, 2] = np.nextafter(changed_source[3, 2], np.inf)
     changed_cps = train.cps.copy()
     changed_cps[3] = np.nextafter(changed_cps[3], np.float32(np.inf))

@@ -16,7 +16,7 @@ from cpstream_client.wire import AlignmentReport, Dropped
 
 from .paths import match_paths, normalise_paths
 from .reasons import HARMLESS, Reason
-from .sources import SourceSplit
+from .sources import Embeddings, SourceSplit
 from .sources.cps_table import CpsTable
 
 MAX_EXAMPLES = 5
@@ -34,7 +34,7 @@ class AlignedSplit:
     name: str
     file_paths: list[str]
     cps: npt.NDArray[np.float32]
-    source: npt.NDArray[np.float32]
+    source: Embeddings
     rows: npt.NDArray[np.int64]
     report: AlignmentReport
 
@@ -52,7 +52,10 @@ class AlignedSplit:
     @cached_property
     def embeddings(self) -> npt.NDArray[np.float32]:
         """All embeddings, in one array. (N, D) float32."""
-        return self.gather(0, len(self))
+        out = np.empty((len(self), self.dimension), np.float32)
+        for low in range(0, len(self), _CHUNK_ROWS):
+            out[low : low + _CHUNK_ROWS] = self.gather(low, low + _CHUNK_ROWS)
+        return out
 
 
 def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
@@ -174,7 +177,7 @@ def _name_of(key: str) -> str:
     return key.rpartition("/")[2]
 
 
-def finite_rows(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+def finite_rows(embeddings: Embeddings) -> npt.NDArray[np.bool_]:
     """Which rows hold finite numbers only. (M, D) float32 -> (M,) bool."""
     finite = np.empty(len(embeddings), np.bool_)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,37 @@ class RowProblem:
 
 
 @dataclass(frozen=True, slots=True)
+class ByteRows:
+    """Rows of float32 as the bytes that they were read as: an (M, D) array to be gathered from, not yet one block of memory."""
+
+    rows: list[bytes]
+    dimension: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.rows), self.dimension
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int | slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Row `at` (D,), or the rows `at` (B, D), read-only."""
+        if isinstance(at, slice):
+            piece = self.rows[at]
+        elif isinstance(at, np.ndarray):
+            piece = list(map(self.rows.__getitem__, at.tolist()))
+        else:
+            return np.frombuffer(self.rows[at], np.float32)
+        return np.frombuffer(b"".join(piece), np.float32).reshape(len(piece), self.dimension)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return self[:].astype(dtype or np.float32)
+
+
+Embeddings = npt.NDArray[np.float32] | ByteRows
+
+
+@dataclass(frozen=True, slots=True)
 class SourceSplit:
     """The embeddings of one split as a source holds them, in its order.
 
@@ -33,7 +65,7 @@ class SourceSplit:
 
     name: str
     file_paths: list[str]
-    embeddings: npt.NDArray[np.float32]
+    embeddings: Embeddings
     problems: list[RowProblem] = field(default_factory=list)
 
 

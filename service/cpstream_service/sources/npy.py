@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..reasons import Reason
-from . import RowProblem, SourceSplit, common_dimension, path_problem
+from . import ByteRows, RowProblem, SourceSplit, common_dimension, path_problem
 from .pickled import Array, NotAllowedError, load_pickle
 
 FILE_NAME = "numpy_embs.npy"
@@ -49,7 +49,7 @@ def _load(path: Path, progress: bool) -> dict[str, Any]:
     with raw, io.BufferedReader(raw) as file:
         _read_header(path, file)
         try:
-            content = load_pickle(file, path.stat().st_size).objects()[0]
+            content = load_pickle(file).objects()[0]
         except NotAllowedError as error:
             raise DataError(
                 f"{path}: its pickle names {error}, which embeddings do not need, so it was not run; save plain lists or "
@@ -116,23 +116,21 @@ def _read_split(path: Path, name: str, rows: Any, progress: bool) -> SourceSplit
 
 
 def _uniform(name: str, rows: list[Any]) -> SourceSplit | None:
-    """The split if all its rows are sound and lie side by side in the file's pool: without a Python loop, and without a copy."""
+    """The split if all its rows are sound vectors of float32 and of one dimension: without a Python loop, and without a copy."""
     try:
         file_paths = list(map(itemgetter("file_path"), rows))
         vectors = list(map(itemgetter("embedding"), rows))
-        starts = np.fromiter(map(attrgetter("at"), vectors), np.int64, len(vectors))
-        dimension = vectors[0].length
-        if set(map(attrgetter("length"), vectors)) != {dimension} or not dimension:
-            return None
+        data = list(map(attrgetter("data"), vectors))
+        dimensions = set(map(attrgetter("length"), vectors))
         usual = set(map(type, file_paths)) == {str} and all(map(str.isascii, file_paths))
         if not (usual and _IN_EMPTY_PATHS.isdisjoint(map(itemgetter(-1), file_paths))) and any(map(path_problem, file_paths)):
             return None
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
-    low = vectors[0].at
-    if not np.array_equal(starts, low + np.arange(len(rows)) * dimension):
+    if len(dimensions) != 1 or dimensions == {0}:
         return None
-    return SourceSplit(name, file_paths, vectors[0].pool[low : low + len(rows) * dimension].reshape(len(rows), dimension))
+    rows.clear()
+    return SourceSplit(name, file_paths, ByteRows(data, dimensions.pop()))
 
 
 def _any_rows(name: str, rows: list[Any], progress: bool) -> SourceSplit:

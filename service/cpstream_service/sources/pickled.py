@@ -25,23 +25,19 @@ class NotAllowedError(pickle.UnpicklingError):
     """The pickle names something that data does not need. The message is its name."""
 
 
-def load_pickle(file: IO[bytes], size: int) -> Any:
-    """What a pickle of plain data and numpy arrays holds, each array as an `Array`. size: bytes of the file.
+def load_pickle(file: IO[bytes]) -> Any:
+    """What a pickle of plain data and numpy arrays holds, each array as an `Array`.
 
     Raises NotAllowedError, EOFError, pickle.UnpicklingError, or whatever else a damaged pickle leads to.
     """
     with _gc_paused():
-        return _Unpickler(file, size).load()
+        return _Unpickler(file).load()
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes], size: int) -> None:
-        super().__init__(file)
-        self._allowed = {**_ALLOWED, **dict.fromkeys(_names("multiarray", "_reconstruct"), _pooled(size))}
-
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return self._allowed[module, name]
+            return _ALLOWED[module, name]
         except KeyError:
             raise NotAllowedError(f"{module}.{name}") from None
 
@@ -88,25 +84,28 @@ class _Dtype:
 class Array:
     """An array as pickled.
 
-    Vectors of native float32 lie in `pool`, one buffer for all of a file in the file's order: `length` numbers from `at`. Any other
-    array has its `state`: (version, shape, _Dtype, is_fortran, bytes or a list of objects).
+    A vector of native float32 has `data`, its bytes, and `length`, its numbers. Any other array has its `state`: (version, shape,
+    _Dtype, is_fortran, bytes or a list of objects).
     """
 
-    __slots__ = ("at", "length", "state")
-    at: int
+    __slots__ = ("data", "length", "state")
+    data: bytes
     length: int
-    pool: npt.NDArray[np.float32]
 
     def __init__(self, subtype: object, shape: object, code: object) -> None:
         pass
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __setstate__(self, state: Any) -> None:  # runs for every row, when its bytes are still in the processor's cache
+        _, shape, dtype, _, data = state
+        if dtype.is_float32 and type(data) is bytes and len(shape) == 1 and shape[0] * 4 == len(data):
+            self.data, self.length = data, len(data) >> 2
+        else:
+            self.state = state
 
     def vector(self) -> npt.NDArray[Any]:
         """The numbers of a one-dimensional array; ValueError if it is anything else."""
-        if hasattr(self, "at"):
-            return self.pool[self.at : self.at + self.length]
+        if hasattr(self, "data"):
+            return np.frombuffer(self.data, np.float32)
         _, shape, dtype, _, data = self.state
         if len(shape) != 1:
             raise ValueError(f"the embedding has shape {tuple(shape)}; it must have one dimension")
@@ -119,34 +118,11 @@ class Array:
 
     def objects(self) -> list[Any]:
         """The elements of an array of objects, flat; ValueError if it is an array of anything else."""
-        if not hasattr(self, "at"):
+        if not hasattr(self, "data"):
             _, shape, dtype, _, data = self.state
             if dtype.is_object and isinstance(data, list) and len(data) == prod(shape):
                 return data
         raise ValueError("not an array of objects")
-
-
-def _pooled(size: int) -> type[Array]:
-    """The Array of one file of so many bytes."""
-    buffer = np.empty(size // 4, np.float32)  # takes memory only as it is written
-    memory = buffer.view(np.uint8).data
-    used = 0
-
-    class PooledArray(Array):
-        __slots__ = ()
-        pool = buffer
-
-        def __setstate__(self, state: Any) -> None:
-            nonlocal used
-            _, shape, dtype, _, data = state
-            if dtype.is_float32 and type(data) is bytes and len(shape) == 1 and shape[0] * 4 == len(data):
-                end = used + len(data)
-                memory[used:end] = data
-                self.at, self.length, used = used >> 2, len(data) >> 2, end
-            else:
-                self.state = state
-
-    return PooledArray
 
 
 class _Scalar:
@@ -168,7 +144,7 @@ class _FromBuffer:
 
     def __new__(cls, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
         array = Array(None, None, None)
-        array.state = (1, shape, dtype, order == "F", data)
+        array.__setstate__((1, shape, dtype, order == "F", data))
         return array
 
     def __setstate__(self, state: object) -> None:
@@ -197,6 +173,7 @@ _ALLOWED: dict[tuple[str, str], type] = {
     ("builtins", "list"): _Name,
     ("collections", "defaultdict"): _Dict,
     ("collections", "OrderedDict"): _Dict,
+    **dict.fromkeys(_names("multiarray", "_reconstruct"), Array),
     **dict.fromkeys(_names("multiarray", "scalar"), _Scalar),
     **dict.fromkeys(_names("numeric", "_frombuffer"), _FromBuffer),
 }

@@ -7,6 +7,7 @@ PORT ?= 8000
 IMAGE ?= cpstream
 # --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
+BENCH_PIP := $(PIP:$(VENV)/%=$(VENV)/bench/%)
 
 # The first one that runs, is new enough and can make virtual environments; a version manager's shim may do neither.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -34,8 +35,8 @@ format: $(VENV)/.dev ## Put the code into the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## Measure throughput side by side with the alternatives (ARGS)
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(VENV)/bench/.done ## Measure throughput side by side with the alternatives (ARGS)
+	$(VENV)/bench/bin/python -m benchmarks $(ARGS)
 
 image: ## Build the container image (IMAGE)
 	docker build -t $(IMAGE) .
@@ -55,3 +56,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.service
+
+# An environment of its own, because the alternatives pin versions. Where they do not install, the benchmarks skip them.
+$(VENV)/bench/.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/bench
+	$(BENCH_PIP) -c constraints.txt torch
+	$(BENCH_PIP) -c constraints.txt -e '.[bench]' || \
+		$(BENCH_PIP) -c constraints.txt -e '.[service,examples]'
+	@touch $@

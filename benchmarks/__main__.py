@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -41,6 +42,7 @@ CHART = ROOT / "docs" / "images" / "benchmark.png"
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns 0 when nothing failed. What stays below its target has not failed: the table says so."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts us in the background has it ignored
     signal.signal(signal.SIGTERM, _exit)
     given = parse(arguments)
     if given.list:
@@ -64,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         report.print(Console(width=None if sys.stdout.isatty() else 180))
     if path is not None:
         write(path.with_name("latest.json"), json.dumps(report.to_json(), indent=1))
-    if whole:
+    if whole and find_spec("matplotlib") is None:
+        messages.print(f"no chart: matplotlib is missing, so {CHART} is not drawn anew; pip install 'cpstream[bench]'")
+    elif whole:
         draw(report.findings, where, options.samples, options.dim, CHART)
     return int(any(outcome.status == "failed" for outcome in report.outcomes))
 

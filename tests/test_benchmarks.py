@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parent.parent
 RATIOS = ("streaming-256", "float16", "take", "cache-memory", "cache-disk", "raw-tcp", "np-take", "flight", "local-dataset")
 OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory")
@@ -55,8 +53,7 @@ def test_quick_run_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path)
             assert len(ours["values"]) == len(other["values"]) == report["options"]["rounds"]
 
 
-@pytest.mark.parametrize("arguments", [("--only", "nonsense"), ("--rounds", "0")])
-def test_mistakes_are_refused(tmp_path: Path, arguments: tuple[str, ...]) -> None:
-    done = run(*arguments, tmp_path=tmp_path)
+def test_mistakes_are_refused(tmp_path: Path) -> None:
+    done = run("--rounds", "0", tmp_path=tmp_path)
     assert done.returncode == 2
-    assert arguments[0] in done.stderr
+    assert "--rounds is 0" in done.stderr

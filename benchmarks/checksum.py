@@ -1,0 +1,120 @@
+"""`python -m benchmarks.checksum`: what the checksum of each batch costs, on both sides together, as a share of the throughput.
+
+Two services of the same data, one as it is and one that writes zeros for checksums, are read in turn by a client that verifies them
+or does not. The rounds alternate, so that whatever else the machine does hits both alike.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+from cpstream_client import BatchQuery, Client, messages
+from cpstream_service import frames
+from cpstream_service.serve import serve
+from cpstream_service.settings import DataSettings, ServeSettings
+
+from .data import SPLIT, make_data
+from .processes import running, wait_for
+
+
+class _Nothing:
+    """A checksum of nothing, which is 0."""
+
+    @staticmethod
+    def xxh3_64(data: object = b"") -> "_Nothing":
+        return _Nothing()
+
+    def update(self, data: object) -> None: ...
+
+    def copy(self) -> "_Nothing":
+        return self
+
+    def intdigest(self) -> int:
+        return 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--serve", choices=["with", "without"], help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.serve:
+        if given.serve == "without":
+            frames.xxhash = _Nothing  # type: ignore[assignment]
+        data = DataSettings(source_path=given.folder / "data", snapshot_dir=given.folder / "snapshots")
+        return serve(data, ServeSettings(host="127.0.0.1", port=0, log_format="text"))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_data(folder / "data", given.samples, given.dim)
+        with _service(folder, "with") as plain, _service(folder, "without") as bare:
+            return _compare({"with": plain, "without": bare}, given)
+
+
+def _compare(services: dict[str, tuple[str, int]], given: argparse.Namespace) -> int:
+    gigabytes = given.samples * (given.dim + 3) * 4 / 1e9
+    wall_s: dict[str, list[float]] = {side: [] for side in services}
+    cpu_s: dict[str, list[float]] = {side: [] for side in services}
+    for turn in range(given.rounds + 1):
+        for side in ("with", "without") if turn % 2 else ("without", "with"):
+            messages.xxhash = xxhash if side == "with" else _Nothing  # type: ignore[assignment]
+            url, pid = services[side]
+            cpu_before = time.process_time() + _cpu_s(pid)
+            took = _epoch(url, given.batch_size, turn)
+            if turn:  # the first round warms up
+                wall_s[side].append(took)
+                cpu_s[side].append(time.process_time() + _cpu_s(pid) - cpu_before)
+    for side in services:
+        speed, cpu = gigabytes / statistics.median(wall_s[side]), statistics.median(cpu_s[side]) / gigabytes
+        print(f"{side:>8} checksum: {speed:.2f} GB/s, {cpu:.3f} s of CPU a GB (medians of {given.rounds} epochs)")
+    for what, times in (("throughput", wall_s), ("CPU time of both sides", cpu_s)):
+        ratios = [with_it / without for with_it, without in zip(times["with"], times["without"], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        cost = 1 - 1 / middle if what == "throughput" else middle - 1
+        print(f"cost in {what}: {100 * cost:.1f} % (time with / without: {middle:.3f}, quartiles {low:.3f} to {high:.3f})")
+    return 0
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process with all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _epoch(url: str, batch_size: int, epoch: int) -> float:
+    with Client(url) as client:
+        query = BatchQuery(batch_size=batch_size, shuffle="uniform", epoch=epoch)
+        info = client.split(SPLIT)
+        began = time.perf_counter()
+        rows = sum(batch.num_rows for batch in client.batches(SPLIT, query, info=info))
+        took = time.perf_counter() - began
+    assert rows == info.num_samples
+    return took
+
+
+@contextmanager
+def _service(folder: Path, side: str) -> Iterator[tuple[str, int]]:
+    """Its URL and process id."""
+    log = folder / f"{side}.log"
+    with running([sys.executable, "-m", "benchmarks.checksum", "--serve", side, "--folder", str(folder)], log) as process:
+
+        def url() -> str | None:
+            _, found, rest = log.read_text().partition("serving at ")
+            return rest.partition(",")[0].split()[0] if found and "\n" in rest else None
+
+        yield wait_for(url, process, log), process.pid
+
+
+if __name__ == "__main__":
+    sys.exit(main())

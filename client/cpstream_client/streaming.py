@@ -139,7 +139,8 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
 
     def _iterate(self) -> Iterator[tuple[Any, ...]]:
         """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
-        run, self._prepared = self._prepared or self.begin_run(), None
+        prepared, self._prepared = self._prepared, None
+        run = prepared if prepared is not None and prepared is self._run else self.begin_run()  # not one set aside by set_epoch
         yield from self._deliver(self._query_of(run.plan), run)
 
     def begin_run(self, counted_by_loader: bool = False) -> Run:

@@ -58,7 +58,7 @@ class SpeechRateMLP(nn.Module):
         return self(embeddings) * self.cps_std + self.cps_mean  # type: ignore[no-any-return]
 
     @classmethod
-    def from_checkpoint(cls, path: Path, device: str = "cpu") -> "SpeechRateMLP":
+    def from_checkpoint(cls, path: str | Path, device: str = "cpu") -> "SpeechRateMLP":
         """The model of a checkpoint that train_model.py wrote, ready to predict."""
         checkpoint: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
         dim = len(checkpoint["model"]["embedding_mean"])
@@ -82,7 +82,7 @@ class Moments:
 
     def mean_and_std(self) -> tuple[Tensor, Tensor]:
         """Of CPS and every dimension of the embedding. Both (1 + D,) float64."""
-        n, cps, cps_squared = self.sums[:3].split(1)
+        n, cps, cps_squared = torch.split(self.sums[:3], 1)
         embedding, embedding_squared = self.sums[3:].chunk(2)
         mean = torch.cat([cps, embedding]) / n
         return mean, (torch.cat([cps_squared, embedding_squared]) / n - mean**2).clamp_min(0).sqrt()

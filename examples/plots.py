@@ -1,7 +1,8 @@
 """The pictures of the examples."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -9,8 +10,15 @@ from matplotlib.figure import Figure
 from model import Score
 
 INK, BLUE, ORANGE, GREY = "#1f2933", "#2f6db3", "#d9822b", "#9aa5b1"
-PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-STYLE = {"font.size": 10, "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": INK, "ytick.color": INK}
+PAPER: Any = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
 
 
 def plot_predictions(truths: Sequence[float], predictions: Sequence[float], score: Score, split: str, path: Path) -> None:
@@ -34,18 +42,19 @@ def plot_predictions(truths: Sequence[float], predictions: Sequence[float], scor
         figure.savefig(path, dpi=130)
 
 
-def plot_probes(labels: Sequence[str], curves: dict[str, Sequence[float]], own_r2: float, split: str, path: Path) -> None:
+def plot_probes(labels: Sequence[str], curves: Mapping[str, Sequence[float]], own_r2: float, split: str, path: Path) -> None:
     """R2 of the ridge probes by layer. curves: "trained" and "untrained"; own_r2: of what the trained network predicts itself."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.6, 4.4), layout="constrained")
         axes = figure.subplots()
-        axes.axhline(own_r2, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"the network's own output, {own_r2:.3f}")
+        axes.axhline(
+            own_r2, color=INK, linewidth=1, zorder=1, linestyle=(0, (4, 3)), label=f"the network's own output, {own_r2:.3f}"
+        )
         for (name, values), color, offset in zip(curves.items(), (BLUE, ORANGE), (10, -17), strict=True):
             axes.plot(range(len(values)), values, "o-", color=color, linewidth=2, markersize=7, label=f"{name} network, probed")
+            label: Any = {"textcoords": "offset points", "ha": "center", "color": color, "bbox": PAPER}
             for x, value in enumerate(values):
-                axes.annotate(
-                    f"{value:.3f}", (x, value), (0, offset), textcoords="offset points", ha="center", color=color, fontsize=9
-                )
+                axes.annotate(f"{value:.3f}", (x, value), (0, offset), **label)
         low, high = min(own_r2, *map(min, curves.values())), max(own_r2, *map(max, curves.values()))
         margin = max(0.005, 0.15 * (high - low))
         axes.set(ylim=(low - margin, high + margin), xlim=(-0.4, len(labels) - 0.6), ylabel=f"R² on the {split} split")

@@ -27,7 +27,7 @@ class Ranks:
     def join(cls, device: str) -> "Ranks":
         """Rank and world size from torchrun's environment; from here on a signal asks to stop instead of killing."""
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        place = torch.device(device, int(os.environ.get("LOCAL_RANK", "0")) if device == "cuda" else None)
+        place = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if device == "cuda" else "cpu")
         if place.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not deterministic
             torch.cuda.set_device(place)
@@ -67,7 +67,7 @@ class Ranks:
         flat = torch.cat([gradient.flatten() for gradient in gradients] + [stop])
         dist.all_reduce(flat)
         flat /= self.world_size
-        for gradient, mean in zip(gradients, flat.split([gradient.numel() for gradient in gradients] + [1]), strict=False):
+        for gradient, mean in zip(gradients, torch.split(flat, [gradient.numel() for gradient in gradients] + [1]), strict=False):
             gradient.copy_(mean.view_as(gradient))
         return bool(flat[-1] > 0)
 
@@ -88,24 +88,23 @@ class Ranks:
             torch.save(state | {"ranks": of_ranks}, buffer)
             write_atomically(path, buffer.getvalue())
 
-    def load(self, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What `save` was given, the random generators set back. A rank that there was not before gets rank 0's part."""
+    def load(self, path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """What `save` was given: the state, and of every rank of then its own part. Sets the random generators back."""
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        of_ranks = state.pop("ranks")
-        known = self.rank < len(of_ranks)
-        own: dict[str, Any] = of_ranks[self.rank if known else 0]
-        if known:
-            torch.set_rng_state(own.pop("rng"))
-            if self.device.type == "cuda" and "cuda_rng" in own:
-                torch.cuda.set_rng_state(own.pop("cuda_rng"))
-        return state, own
+        of_ranks: list[dict[str, Any]] = state.pop("ranks")
+        if self.rank < len(of_ranks):
+            torch.set_rng_state(of_ranks[self.rank]["rng"])
+            if self.device.type == "cuda" and "cuda_rng" in of_ranks[self.rank]:
+                torch.cuda.set_rng_state(of_ranks[self.rank]["cuda_rng"])
+        return state, of_ranks
 
     def say_how_to_resume(self) -> int:
         """Print the command that goes on, and return the exit code that shells give to what a signal ended."""
         if self.rank == 0:
-            python = f"torchrun --nproc-per-node {self.world_size}" if self.world_size > 1 else "python"
+            launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(self.world_size)] if self.world_size > 1 else []
             arguments = [argument for argument in sys.argv if argument != "--resume"]
-            print(f"stopped after a checkpoint; to go on: {python} {shlex.join(arguments)} --resume", file=sys.stderr)
+            command = shlex.join([os.path.relpath(sys.executable), *launcher, *arguments, "--resume"])
+            print(f"stopped after a checkpoint; to go on: {command}", file=sys.stderr)
         return 128 + (self.received or [signal.SIGTERM])[0]
 
 

@@ -52,6 +52,8 @@ class TrainOptions:
     """Of the first weights, the order of the samples, and dropout."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the model is. Under torchrun with cuda, each process takes the GPU of its local rank."""
+    threads: int = 1
+    """CPU threads. More of them help wide layers only, and may change the last bits of every sum."""
     checkpoint_every: int = 200
     """Steps between checkpoints, besides those at the end of every epoch."""
     predict: str = "test"
@@ -84,6 +86,7 @@ def main(
     """
     samples = open_samples(data)
     ranks = Ranks.join(options.device)
+    torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(True)
     options.out.mkdir(parents=True, exist_ok=True)
     checkpoint = options.out / "checkpoint.pt"
@@ -112,7 +115,7 @@ def main(
         ranks.save(checkpoint, state, {"so_far": so_far})
 
     if options.resume and checkpoint.exists():
-        state, own = ranks.load(checkpoint)
+        state, parts = ranks.load(checkpoint)
         for name in ("hidden", "seed"):
             if state["options"][name] != getattr(options, name):
                 raise ValueError(
@@ -121,7 +124,11 @@ def main(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         loader.load_state_dict(state["loader"])  # refuses other data
-        history, so_far = state["history"], own["so_far"]
+        history = state["history"]
+        if len(parts) == ranks.world_size:
+            so_far = parts[ranks.rank]["so_far"]
+        elif ranks.rank == 0:  # there are more or fewer ranks now: one of them goes on with the sums of all
+            so_far = torch.stack([part["so_far"] for part in parts]).sum(0)
 
     for epoch in range(loader.state_dict()["epoch"], options.epochs):
         loader.set_epoch(epoch)

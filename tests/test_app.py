@@ -92,6 +92,14 @@ def test_batches_are_arrow_by_default(http: httpx.Client, dev: Split, accept: st
     assert (metadata["fingerprint"], metadata["num_rows"]) == (dev.fingerprint, str(len(order)))
 
 
+@pytest.mark.parametrize(
+    "accept", [wire.JSON, f"{wire.ARROW_STREAM};q=0, */*", f"{wire.ARROW_STREAM};q=0.5, {wire.JSON}", f"{wire.JSON}, */*;q=0.1"]
+)
+def test_json_where_it_is_preferred(http: httpx.Client, accept: str) -> None:
+    reply = http.get("/v1/splits/dev/batches", params={"limit": 1}, headers={"Accept": accept})
+    assert reply.headers["content-type"] == wire.JSON
+
+
 def test_json_batches_hold_what_arrow_holds(http: httpx.Client, dev: Split) -> None:
     params = {
         "batch_size": 4,
@@ -222,12 +230,14 @@ def test_metrics_count_requests_bytes_and_samples(run_server: Callable[..., Serv
     with httpx.Client(base_url=server.url) as http:
         nbytes = len(http.get("/v1/splits/dev/batches", params={"batch_size": 10, "limit": 3}).content)
         http.post("/v1/splits/dev/take", json={"indices": [1, 2]})
+        http.head("/v1/splits/dev/embeddings.npy")
         http.get("/v1/splits/nowhere")
         http.get("/v1/" + "x" * 50)
         text = http.get("/metrics").text
     batches = 'route="/v1/splits/{split}/batches"'
     assert f'cpstream_requests_total{{method="GET",{batches},status="200"}} 1.0' in text
     assert f"cpstream_sent_bytes_total{{{batches}}} {float(nbytes)}" in text
+    assert 'cpstream_sent_bytes_total{route="/v1/splits/{split}/embeddings.npy"} 0.0' in text
     assert 'cpstream_samples_total{split="dev"} 32.0' in text
     assert 'route="/v1/splits/{split}",status="404"' in text
     assert 'route="unmatched",status="404"' in text

@@ -4,7 +4,8 @@ import io
 import json
 import multiprocessing
 import pickle
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,24 @@ def test_it_counts_what_the_loop_received(server: Server, options: dict[str, Any
         assert batches.steps_left == (15 - len(starts) or 15)  # after the last step: those of the next iteration
     # All ranks' samples. In the body of the last step the epoch is over, whatever of it was padding.
     assert starts == [(0, 2 * BATCH_SIZE * step) for step in range(1, 15)] + [(1, 0)]
+
+
+def _one_ahead(items: Iterable[Any], _: torch.device) -> Iterator[Any]:
+    """What to_device does, but for the copies: it takes a batch before the loop has asked for it."""
+    yield from (batch for batch, _ in pairwise([*items, None]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_it_does_not_count_what_is_being_copied_to_a_device(
+    server: Server, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    monkeypatch.setattr("cpstream_client.loader.to_device", _one_ahead)
+    batches = loader(dataset(server), num_workers=num_workers)
+    batches.device = torch.device("cpu")
+    got, state = stopped_after(batches, 7)
+    assert state["start"] == 7 * BATCH_SIZE
+    batches.load_state_dict(state)
+    assert got + indices(batches) == expected(0)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

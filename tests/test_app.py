@@ -113,6 +113,8 @@ def test_json_batches_hold_what_arrow_holds(http: httpx.Client, dev: Split) -> N
     reply = http.get("/v1/splits/dev/batches", params=params, headers={"Accept": wire.JSON})
     body = wire.JsonBatches.from_json(reply.json())
     assert (body.split, body.num_rows, [batch.step for batch in body.batches]) == ("dev", 8, [0, 1])
+    whole = http.get("/v1/splits/dev/batches", params={"batch_size": 128}, headers={"Accept": wire.JSON}).json()
+    assert whole["num_rows"] == len(dev.cps) == sum(len(batch["samples"]) for batch in whole["batches"])
     samples = [sample.to_json() for batch in body.batches for sample in batch.samples]
     assert samples == table.to_pylist()
 
@@ -192,8 +194,11 @@ def test_etag_answers_304_and_changes_with_the_query(http: httpx.Client) -> None
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag), path
         assert http.get(path, headers={"If-None-Match": '"other"'}).status_code == 200
     tags = {http.get("/v1/splits/dev/batches", params={"seed": seed, "shuffle": "true"}).headers["etag"] for seed in range(3)}
-    as_json = http.get("/v1/splits/dev/batches", params={"limit": 1}, headers={"Accept": wire.JSON}).headers["etag"]
-    assert len(tags | {as_json}) == 4
+    for seed in range(3):
+        params = {"limit": 1, "seed": seed, "shuffle": "true"}
+        tags.add(http.get("/v1/splits/dev/batches", params=params, headers={"Accept": wire.JSON}).headers["etag"])
+        tags.add(http.get("/v1/splits/dev/rows", params={"offset": seed}).headers["etag"])
+    assert len(tags) == 9
 
 
 def test_a_pinned_reply_may_be_kept_for_ever(http: httpx.Client, dev: Split) -> None:

@@ -46,14 +46,14 @@ class Server:
 
 
 @contextmanager
-def serving(app: ASGIApp, port: int = 0) -> Iterator[str]:
+def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]:
     """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     url = "http://{}:{}".format(*sock.getsockname())
     server = uvicorn.Server(
-        uvicorn.Config(app, loop="uvloop", http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
+        uvicorn.Config(app, loop=loop, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")
     thread.start()

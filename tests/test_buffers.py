@@ -91,7 +91,8 @@ def watched_service(snapshot: Snapshot, num_samples: int, **settings: object) ->
     big = grown(snapshot, "train", num_samples)
     app = create_app(big, ServeSettings(**settings))  # type: ignore[arg-type]
     pool = Watched(max_idle=8)
-    with serving(app) as url:
+    # uvloop holds on to the caller's memory, as asyncio does from Python 3.12 on; before that asyncio copies what it holds.
+    with serving(app, loop="uvloop") as url:
         app.state.service.batch_server._pool = pool
         yield Server(url, big), app.state.service.batch_server, pool
 

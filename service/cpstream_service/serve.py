@@ -83,7 +83,8 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         factory,
         factory=True,
         workers=settings.workers,
-        loop="uvloop",
+        # Not uvloop: it keeps the GIL while the kernel copies a chunk, so that no thread can gather the next one meanwhile.
+        loop="asyncio",
         http="httptools",
         ws="none",
         backlog=BACKLOG,

@@ -1,26 +1,38 @@
-"""The chart of the README: samples a second of every loader of a run, side by side."""
+"""The chart of the README: how fast every loader of a run is, as a multiple of the local DataLoader's speed.
+
+Loaders that were never measured against each other are compared through one that both were: ratios of interleaved rounds hold when
+the machine slows down between two measurements, and samples/s do not.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from .findings import Finding, Kind
+from .findings import Finding, Kind, Series
+from .loaders import BATCH
 from .report import number
 
-_COLORS: dict[str, str] = {"ours": "#0b6e99", "local": "#b8b8b8", "network": "#e0a458"}
-_MEANINGS: dict[str, str] = {"ours": "cpstream, over HTTP", "network": "others, over the network", "local": "others, local"}
-_LEFT_OUT = ("split 4 times", "batch 32", "batch 4096", "concurrent")
+BASE = f"DataLoader(TensorDataset), batch {BATCH}"
+_COLORS: dict[Kind, str] = {"ours": "#0b6e99", "local": "#b4b4b4", "network": "#e0a458"}
+_MEANINGS: dict[Kind, str] = {"ours": "cpstream", "network": "others, over the network", "local": "others, local"}
 
 
-def bars(findings: Iterable[Finding]) -> list[tuple[str, Kind, float]]:
-    """Label, kind and median samples/s of every loader at batch 256, the fastest first."""
-    rates: dict[tuple[str, Kind], list[float]] = {}
+def speeds(findings: Iterable[Finding]) -> list[tuple[Series, float]]:
+    """Every loader that a chain of ratios connects with the base, and its speed as a multiple of the base's. Fastest first."""
+    ratios: dict[str, list[tuple[Series, float]]] = {}
     for finding in findings:
-        for side in finding.sides:
-            if side.unit == "samples/s" and side.kind in _COLORS and not any(part in side.label for part in _LEFT_OUT):
-                rates.setdefault((side.label, side.kind), []).append(side.median)
-    return sorted(((label, kind, median(values)) for (label, kind), values in rates.items()), key=lambda bar: -bar[2])
+        if finding.unit == "x" and [side.unit for side in finding.sides] == ["samples/s", "samples/s"]:
+            ours, other = finding.sides
+            ratios.setdefault(other.label, []).append((ours, finding.value))
+            ratios.setdefault(ours.label, []).append((other, 1 / finding.value))
+    found = {BASE: (Series(BASE, [], "samples/s", "local"), 1.0)}
+    reached = [BASE]
+    for label in reached:  # grows: breadth first, so that a chain is as short as can be
+        for side, value in ratios.get(label, []):
+            if side.label not in found:
+                found[side.label] = side, value * found[label][1]
+                reached.append(side.label)
+    return sorted(found.values(), key=lambda bar: -bar[1])
 
 
 def draw(findings: Iterable[Finding], where: dict[str, Any], samples: int, dim: int, path: Path) -> None:
@@ -30,25 +42,34 @@ def draw(findings: Iterable[Finding], where: dict[str, Any], samples: int, dim: 
     matplotlib.use("Agg")
     from matplotlib import pyplot
     from matplotlib.patches import Patch
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 
-    shown = bars(findings)
-    figure, axes = pyplot.subplots(figsize=(9, 1.4 + 0.34 * len(shown)), layout="constrained")
-    positions = range(len(shown))
-    values = [value for *_, value in shown]
-    axes.barh(positions, values, color=[_COLORS[kind] for _, kind, _ in shown], height=0.72)
-    axes.set_yticks(positions, [label for label, *_ in shown], fontsize=9)
-    axes.invert_yaxis()
+    bars = speeds(findings)
+    values = [value for _, value in bars]
+    figure, axes = pyplot.subplots(figsize=(9, 1.6 + 0.3 * len(bars)), layout="constrained")
+    axes.barh(range(len(bars)), values, color=[_COLORS[side.kind] for side, _ in bars], height=0.7, zorder=2)
+    axes.axvline(1, color="#555555", linewidth=0.8, zorder=3)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
+    for at in enumerate(values):
+        place = {"textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{number(at[1])}×", at[::-1], (5, 0), fontsize=9, bbox=white, zorder=4, **place)
+    axes.set_yticks(range(len(bars)), [side.label for side, _ in bars], fontsize=9)
+    axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xscale("log")
-    axes.set_xlim(min(values) / 2, max(values) * 2.5)
-    for position, value in zip(positions, values, strict=True):
-        axes.annotate(number(value), (value, position), (4, 0), textcoords="offset points", va="center", fontsize=8.5)
-    axes.set_xlabel(
-        f"samples/s, logarithmic: {samples:,} x {dim} float32, shuffled, batch 256, to torch tensors, on {where['cores']} cores",
-        fontsize=9,
+    axes.set_xlim(min(values) / 1.6, max(values) * 2)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="x", color="#e6e6e6", zorder=0)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    figure.suptitle(f"Samples per second, as a multiple of a local DataLoader(TensorDataset), batch {BATCH}", fontsize=11)
+    figure.supxlabel(
+        f"{samples:,} × {dim} float32, shuffled, to torch tensors; {where['cores']} cores, {where['cpu']}",
+        fontsize=8.5,
+        color="#555555",
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    kinds = [kind for kind in _MEANINGS if any(kind == shown_kind for _, shown_kind, _ in shown)]
-    axes.legend(handles=[Patch(color=_COLORS[kind], label=_MEANINGS[kind]) for kind in kinds], frameon=False, fontsize=9)
+    kinds = [kind for kind in _MEANINGS if any(side.kind == kind for side, _ in bars)]
+    axes.legend(handles=[Patch(color=_COLORS[kind], label=_MEANINGS[kind]) for kind in kinds], fontsize=9, loc="lower right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -42,7 +42,7 @@ def taking(bench: Bench, batch_size: int = BATCH, label: str = "", **options: An
     """An epoch of RemoteEmbeddingsDataset, one request a batch."""
     dataset = RemoteEmbeddingsDataset(bench.service.url, SPLIT, **options)
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
     return Loader(label or f"cpstream take, batch {batch_size}", lambda _: loader, len(bench.data), bench.data.checksum())
 
 

@@ -45,7 +45,7 @@ def _cache(name: str, cache: str, what: str, bound: float | None, dataset: type 
         with bench.scratch(f"cache-{name}") as folder:
             device = "" if cache != "device" else f" ({'cuda' if torch.cuda.is_available() else 'cpu'})"
             place = str(folder) if cache == "disk" else cache
-            ours = cached(bench, place, f"cpstream epoch 2, {what}{device}", dataset)
+            ours = cached(bench, place, f"cpstream, epoch 2, {what}{device}", dataset)
             other = local(bench)
             passes = bench.interleave(ours, other)
         yield ratio(
@@ -67,7 +67,7 @@ def measure_second_run(bench: Bench) -> Iterator[Finding]:
         def epoch(number: int) -> Batches:
             return cached(bench, str(folder), "").epoch(number)
 
-        again = Loader("cpstream first epoch of a later run, cache on disk", epoch, len(bench.data), first.content)
+        again = Loader("cpstream, later run, cache on disk", epoch, len(bench.data), first.content)
         other = local(bench)
         passes = bench.interleave(again, other)
     what = "first epoch of a later run with cache on disk against local DataLoader, batch 256"
@@ -92,7 +92,7 @@ MEASUREMENTS = (
     _cache("cache-memory", "memory", 'cache="memory"', 4.0),
     _cache("cache-disk", "disk", "cache on disk", None),
     _cache("cache-device", "device", 'cache="device"', None),
-    _cache("cache-take", "memory", 'RemoteEmbeddingsDataset(cache="memory")', None, RemoteEmbeddingsDataset),
+    _cache("cache-take", "memory", 'take and cache="memory"', None, RemoteEmbeddingsDataset),
     Measurement("cache-second-run", measure_second_run),
     Measurement("client-cpu", measure_client_cpu),
 )

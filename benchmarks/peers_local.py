@@ -81,7 +81,7 @@ def measure_huggingface(bench: Bench) -> Iterator[Finding]:
         datasets.Dataset(arrow_table(data, samples).cast(features.arrow_schema)).save_to_disk(str(folder / "data"))
         dataset = datasets.load_from_disk(str(folder / "data")).with_format("torch")
         sampler = BatchSampler(RandomSampler(dataset), BATCH, drop_last=False)
-        loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)  # type: ignore[arg-type]
+        loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
         other = Loader("Hugging Face datasets", lambda _: pairs(loader), samples, data.checksum(samples), kind="local")
         yield from against(bench, "Hugging Face datasets on local disk", other)
 

@@ -50,9 +50,9 @@ def draw(findings: Iterable[Finding], where: dict[str, Any], samples: int, dim: 
     axes.barh(range(len(bars)), values, color=[_COLORS[side.kind] for side, _ in bars], height=0.7, zorder=2)
     axes.axvline(1, color="#555555", linewidth=0.8, zorder=3)
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.6}
-    for at in enumerate(values):
-        place = {"textcoords": "offset points", "va": "center"}
-        axes.annotate(f"{number(at[1])}×", at[::-1], (5, 0), fontsize=9, bbox=white, zorder=4, **place)
+    for row, value in enumerate(values):
+        text = f"{number(value)}×"
+        axes.annotate(text, (value, row), (5, 0), textcoords="offset points", va="center", fontsize=9, bbox=white, zorder=4)
     axes.set_yticks(range(len(bars)), [side.label for side, _ in bars], fontsize=9)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xscale("log")

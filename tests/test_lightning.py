@@ -74,7 +74,7 @@ def test_lightning_resumes_from_its_own_checkpoint(server: Server, tmp_path: Pat
             ),
             num_workers=num_workers,
         )
-        trainer.fit(module, loader(train, num_workers=num_workers), **options)
+        trainer.fit(module, train, **options)
         return module
 
     whole = fit()

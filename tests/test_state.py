@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cpstream_client import CpstreamError, StateMismatch
-from cpstream_client.torch import StreamingEmbeddingsDataset, loader
+from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 
 pytestmark = FORKING
 N, BATCH_SIZE, SEED, STEPS = 1800, 64, 7, 29
@@ -150,6 +150,11 @@ def test_a_plain_loader_with_workers_cannot_know_and_says_so(server: Server) -> 
 def test_a_loader_out_of_order_is_refused(server: Server) -> None:
     with pytest.raises(ValueError, match="in_order is False"):
         loader(dataset(server), num_workers=2, in_order=False)
+
+
+def test_a_loader_of_something_else_is_refused(server: Server) -> None:
+    with pytest.raises(TypeError, match="not a RemoteEmbeddingsDataset; give that to a DataLoader"):
+        loader(RemoteEmbeddingsDataset(server.url, "train"))  # type: ignore[arg-type]
 
 
 # Going on

@@ -55,6 +55,8 @@ def loader(
 
     Frameworks that tell a loader's sampler of a new epoch, as Lightning does, thereby tell the dataset.
     """
+    if not isinstance(dataset, StreamingEmbeddingsDataset):
+        raise TypeError(f"loader takes a StreamingEmbeddingsDataset, not a {type(dataset).__name__}; give that to a DataLoader")
     if not options.get("in_order", True):
         raise ValueError("in_order is False; the state of a loader counts batches in order, so leave it True")
     on = torch.device(device) if device is not None else None

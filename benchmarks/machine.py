@@ -20,6 +20,7 @@ PACKAGES = (
     "chromadb",
     "datasets",
     "litdata",
+    "mosaicml-streaming",
     "pylance",
     "webdataset",
 )

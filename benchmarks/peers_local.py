@@ -24,14 +24,14 @@ SLOW_SAMPLES = 20_000
 """A round of what reads some ten thousand samples a second. Rates are compared, so fewer samples do not flatter anyone."""
 
 
-def peer(module: str, package: str) -> ModuleType:
+def peer(module: str, package: str, remedy: str = "pip install 'cpstream[bench]'") -> ModuleType:
     """Import a peer. Raises Skipped, with what to install."""
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except Exception as error:  # a peer may fail at import in any way
-        raise Skipped(f"{package} does not import ({type(error).__name__}: {error}); pip install 'cpstream[bench]'") from error
+        raise Skipped(f"{package} does not import ({type(error).__name__}: {error}); {remedy}") from error
 
 
 def pairs(batches: Iterable[Any], embedding: Any = "embedding", cps: Any = "cps") -> Iterator[tuple[Any, Any]]:
@@ -166,9 +166,10 @@ def measure_mosaicml(bench: Bench) -> Iterator[Finding]:
 
     Source: docs.mosaicml.com/projects/streaming, quick start and "performance tuning".
     """
-    streaming = peer("streaming", "mosaicml-streaming")
+    streaming = peer("streaming", "mosaicml-streaming", "install it in an environment of its own, where it gets numpy<2.2")
     data, samples = bench.data, min(SLOW_SAMPLES, len(bench.data))
-    with bench.scratch("mosaicml") as folder:
+    with bench.scratch("mosaicml") as folder, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         columns = {"embedding": f"ndarray:float32:{bench.options.dim}", "cps": "float32"}
         with streaming.MDSWriter(out=str(folder / "data"), columns=columns) as writer:
             for index in range(samples):

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 from .errors import CorruptedError, CpstreamError, TransportError, error_of
 from .replicas import Endpoint
+from .sockets import Response, set_timeout
 from .wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, Problem, content_digest
 
 _CONNECT_TIMEOUT_S = 5.0
@@ -33,6 +34,7 @@ class Connection:
         self._timeout_s = timeout_s
         kind = http.client.HTTPSConnection if endpoint.secure else http.client.HTTPConnection
         self._http = kind(endpoint.host, endpoint.port, timeout=min(timeout_s, _CONNECT_TIMEOUT_S))
+        self._http.response_class = Response
         # http.client forgets both at the head of a reply with "Connection: close", while the body is still to come.
         self._sock: socket.socket | None = None
         self._response: http.client.HTTPResponse | None = None
@@ -112,11 +114,12 @@ class Connection:
         if self._http.sock is None:
             self._http.connect()
             self._sock = cast(socket.socket, self._http.sock)
-            self._sock.settimeout(self._timeout_s)
+            set_timeout(self._sock, self._timeout_s)
 
     def _failed(self, error: Exception) -> TransportError:
         self.close()
-        return TransportError(f"{self.url}: {str(error) or type(error).__name__}")
+        what = "timed out" if isinstance(error, BlockingIOError) else str(error) or type(error).__name__
+        return TransportError(f"{self.url}: {what}")
 
     def _verified(self, response: http.client.HTTPResponse, body: bytes) -> Any:
         """JSON, its digest checked."""

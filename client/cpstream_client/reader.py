@@ -95,8 +95,7 @@ def _check_schema(schema: pa.Schema, expected: Expected, url: str) -> None:
 def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) -> Batch:
     """Arrays over the body itself: Arrow's own views of it would be read-only."""
     found: dict[str, Any] = {
-        column.name: body[column.offset : column.offset + column.nbytes].view(column.dtype).reshape(column.shape)
-        for column in layout.columns
+        column.name: body[column.begin : column.end].view(column.dtype).reshape(column.shape) for column in layout.columns
     }
     file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
     return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, layout.num_rows, body.nbytes)

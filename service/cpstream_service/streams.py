@@ -29,6 +29,8 @@ from .snapshot import Snapshot, Split
 GATHER_THREADS = 2
 """One gathers while another waits for memory; more only fight over the memory bus and the GIL."""
 IDLE_BUFFERS = 8
+QUICK_BYTES = 1024**2
+"""A reply of at most this size is gathered without a worker thread, whose two wake-ups would take longer than the gathering."""
 
 
 class BatchServer:
@@ -114,6 +116,10 @@ class BatchServer:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
         self.open_streams += 1
 
+    def is_quick(self, nbytes: int) -> bool:
+        """Whether to gather a whole reply right here: it takes the event loop no longer than sending it, and waits for no disk."""
+        return nbytes <= QUICK_BYTES and self._residency.fits
+
     def gather(self, chunks: Iterator[Bytes]) -> asyncio.Future[Bytes]:
         """Begin to gather the next chunk of a reply in a worker thread."""
         return asyncio.get_running_loop().run_in_executor(self._executor, next, chunks)
@@ -141,7 +147,10 @@ class ArrowStream(Response):
             if not left:
                 await send({"type": "http.response.body", "body": b""})
             while left and not gone.done():
-                chunk = await (pending or self._server.gather(self._chunks))
+                if pending is None and self._server.is_quick(left):
+                    chunk = next(self._chunks)
+                else:
+                    chunk = await (pending or self._server.gather(self._chunks))
                 left -= len(chunk)
                 pending = self._server.gather(self._chunks) if left else None  # while the kernel takes this one
                 # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.

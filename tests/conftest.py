@@ -68,7 +68,7 @@ def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]
         sock.close()
 
 
-def poll(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+def poll(condition: Callable[[], object], timeout_s: float = 90.0) -> None:
     """Wait until condition() is true."""
     deadline = time.monotonic() + timeout_s
     while not condition():

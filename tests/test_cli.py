@@ -29,7 +29,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], env=environment(**env), capture_output=True, text=True, timeout=60)
+    return subprocess.run([*COMMAND, *arguments], env=environment(**env), capture_output=True, text=True, timeout=120)
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Service:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=90)
 
 
 @contextmanager
@@ -196,7 +196,7 @@ def test_two_workers_count_together_are_replaced_and_leave_nothing(tmp_path: Pat
         assert counted in httpx.get(f"{service.url}/metrics").text
         first = workers_of(service)
         os.kill(first[0], signal.SIGKILL)
-        poll(lambda: len(set(workers_of(service)) - set(first)) == 1, timeout_s=60)
+        poll(lambda: len(set(workers_of(service)) - set(first)) == 1)
         poll(lambda: _answers(service.url))
         children = children_of(service.process.pid)
         assert service.stop() == 0
@@ -244,7 +244,7 @@ def test_draining_refuses_new_work_and_lets_streams_finish(tmp_path: Path, large
             received = b"HTTP/1.1 200" + b"".join(iter(lambda: stream.recv(1 << 20), b""))
         head, _, body = received.partition(b"\r\n\r\n")
         assert f"content-length: {len(body)}".encode() in head.lower()
-        assert service.process.wait(timeout=30) == 0
+        assert service.process.wait(timeout=90) == 0
 
 
 def test_draining_ends_in_time_though_a_reader_stalls(tmp_path: Path, large: Path) -> None:

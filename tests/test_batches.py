@@ -106,7 +106,7 @@ def queries(draw: st.DrawFn) -> tuple[str, BatchQuery]:
 
 
 def test_any_reply_is_what_numpy_gathers(served: Server, connection: Kept) -> None:
-    @settings(max_examples=150, deadline=None, derandomize=True)
+    @settings(max_examples=100, deadline=None, derandomize=True)
     @given(asked=queries())
     def check(asked: tuple[str, BatchQuery]) -> None:
         name, query = asked

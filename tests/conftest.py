@@ -15,6 +15,7 @@ Helpers, by `from conftest import ...`:
     poll(condition)             wait until condition() is true
 """
 
+import asyncio
 import multiprocessing
 import socket
 import threading
@@ -45,6 +46,16 @@ class Server:
     snapshot: Snapshot
 
 
+class UvicornServer(uvicorn.Server):
+    """uvicorn in a process that lives on: what a client that stopped reading keeps open is closed, where else the process would end."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)  # for connection_lost
+
+
 @contextmanager
 def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]:
     """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end."""
@@ -52,7 +63,7 @@ def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
     url = "http://{}:{}".format(*sock.getsockname())
-    server = uvicorn.Server(
+    server = UvicornServer(
         uvicorn.Config(app, loop=loop, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
     )
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")

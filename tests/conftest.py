@@ -47,7 +47,7 @@ class Server:
 
 
 class UvicornServer(uvicorn.Server):
-    """uvicorn in a process that lives on: what a client that stopped reading keeps open is closed, where else the process would end."""
+    """uvicorn in a process that lives on: closes what a client that stopped reading keeps open."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)

@@ -18,6 +18,7 @@ from cpstream_client.buffers import BufferPool
 from cpstream_client.cache import FileCache, MemoryCache, SplitCache
 from cpstream_client.device import DeviceCache, to_device
 from cpstream_client.epochs import Epochs
+from cpstream_client.fetch import cut
 from cpstream_client.reader import Batch
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 from cpstream_client.wire import Dtype, SplitInfo
@@ -51,6 +52,10 @@ def assert_same(got: list[Batch], expected: list[Batch]) -> None:
         np.testing.assert_array_equal(one.index, other.index)
 
 
+def batches_of(epochs: Epochs, query: BatchQuery) -> list[Batch]:
+    return list(cut(epochs.records(query), query.batch_size))
+
+
 class Counting(Client):
     """A client that counts the samples it asked for."""
 
@@ -69,22 +74,22 @@ def test_later_epochs_come_from_the_cache_in_the_plans_order(
     epochs = Epochs(client, info, 2**20, make(kind, info, tmp_path, dtype))
     for epoch in range(3):
         query = replace(QUERY, epoch=epoch, dtype=dtype)
-        streamed = list(Epochs(client, info, 2**20).batches(query))
-        assert_same(list(epochs.batches(query)), streamed)
+        streamed = batches_of(Epochs(client, info, 2**20), query)
+        assert_same(batches_of(epochs, query), streamed)
     away = Client("http://127.0.0.1:9", timeout_s=0.2)  # port 9: nobody there
     epochs._client = away
     query = replace(QUERY, epoch=3, dtype=dtype)
-    assert_same(list(epochs.batches(query)), list(Epochs(client, info, 2**20).batches(query)))
+    assert_same(batches_of(epochs, query), batches_of(Epochs(client, info, 2**20), query))
 
 
 def test_an_epoch_that_was_left_is_completed_by_taking_what_is_missing(client: Client, info: SplitInfo, tmp_path: Path) -> None:
     counting = Counting(client.service.endpoints[0].url)
     cache = MemoryCache(info, "float32")
     cache.put(client.take("train", np.arange(info.num_samples - 100)))
-    got = list(Epochs(counting, info, 2**20, cache).batches(QUERY))
+    got = batches_of(Epochs(counting, info, 2**20, cache), QUERY)
     assert counting.taken == 100
     assert len(cache.missing()) == 0
-    assert_same(got, list(Epochs(client, info, 2**20).batches(QUERY)))
+    assert_same(got, batches_of(Epochs(client, info, 2**20), QUERY))
 
 
 def test_several_ranks_workers_and_policies(client: Client, info: SplitInfo) -> None:
@@ -93,20 +98,20 @@ def test_several_ranks_workers_and_policies(client: Client, info: SplitInfo) -> 
     for rank in range(3):
         for options in ({"remainder": "exact"}, {"remainder": "drop"}, {"drop_last": True}, {"worker": 1, "num_workers": 2}):
             query = replace(QUERY, rank=rank, world_size=7, start=5, **options)
-            assert_same(list(Epochs(client, info, 2**20, cache).batches(query)), list(Epochs(client, info, 2**20).batches(query)))
+            assert_same(batches_of(Epochs(client, info, 2**20, cache), query), batches_of(Epochs(client, info, 2**20), query))
 
 
 def test_file_paths_beside_a_cache(client: Client, info: SplitInfo) -> None:
     query = replace(QUERY, columns=("cps", "index", "file_path"))
     epochs = Epochs(client, info, 2**20, MemoryCache(info, "float32"))
-    first, second = list(epochs.batches(query)), list(epochs.batches(query))
+    first, second = batches_of(epochs, query), batches_of(epochs, query)
     assert [batch.file_paths for batch in first] == [batch.file_paths for batch in second]
     assert second[0].file_paths == [client.file_paths("train")[i] for i in second[0].index]
 
 
 def test_a_file_cache_outlives_its_process(client: Client, info: SplitInfo, tmp_path: Path) -> None:
     directory = tmp_path / "cache"
-    list(Epochs(client, info, 2**20, FileCache(directory, info, "float32")).batches(QUERY))
+    batches_of(Epochs(client, info, 2**20, FileCache(directory, info, "float32")), QUERY)
     assert sorted(each.name for each in directory.iterdir()) == [f"{info.fingerprint}-float32"]
     later = FileCache(directory, info, "float32")
     assert len(later.missing()) == 0
@@ -115,7 +120,7 @@ def test_a_file_cache_outlives_its_process(client: Client, info: SplitInfo, tmp_
 
 @pytest.mark.parametrize("harm", ["flip", "truncate", "manifest"])
 def test_a_damaged_file_cache_is_not_believed(harm: str, client: Client, info: SplitInfo, tmp_path: Path) -> None:
-    list(Epochs(client, info, 2**20, FileCache(tmp_path, info, "float32")).batches(QUERY))
+    batches_of(Epochs(client, info, 2**20, FileCache(tmp_path, info, "float32")), QUERY)
     folder = tmp_path / f"{info.fingerprint}-float32"
     if harm == "flip":
         with open(folder / "embeddings", "r+b") as file:
@@ -130,7 +135,7 @@ def test_a_damaged_file_cache_is_not_believed(harm: str, client: Client, info: S
     again = FileCache(tmp_path, info, "float32")
     assert len(again.missing()) == info.num_samples
     epochs = Epochs(client, info, 2**20, again)
-    list(epochs.batches(QUERY))
+    batches_of(epochs, QUERY)
     assert_same([again.gather(np.arange(9))], [client.take("train", np.arange(9))])
     assert len(FileCache(tmp_path, info, "float32").missing()) == 0
 

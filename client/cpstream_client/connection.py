@@ -14,6 +14,7 @@ from typing import Any, cast
 from urllib.parse import urlencode
 
 from .errors import CorruptedError, CpstreamError, TransportError, error_of
+from .messages import Known
 from .replicas import Endpoint
 from .sockets import Response, set_timeout
 from .wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, Problem, content_digest
@@ -37,9 +38,10 @@ class Connection:
         self._http.response_class = Response
         # http.client forgets both at the head of a reply with "Connection: close", while the body is still to come.
         self._sock: socket.socket | None = None
-        self._response: http.client.HTTPResponse | None = None
+        self._response: Response | None = None
         self._target = ""
         self._used_s = 0.0
+        self.known_layouts: Known = {}  # of its replies; goes with it when a reply was damaged
 
     def send(
         self, method: str, path: str, params: Mapping[str, str], accept: str, body: bytes | None = None, content_type: str = ""
@@ -58,13 +60,13 @@ class Connection:
         except (OSError, http.client.HTTPException, UnicodeError) as error:  # UnicodeError: a host name that IDNA refuses
             raise self._failed(error) from error
 
-    def receive(self, media_type: str) -> http.client.HTTPResponse:
+    def receive(self, media_type: str) -> Response:
         """The reply to the last request: status 200 and the media type asked for.
 
         Raises ServiceError when the service answered with a problem, TransportError when no proper answer came.
         """
         try:
-            response = self._response = self._http.getresponse()
+            response = self._response = cast(Response, self._http.getresponse())
             if response.status != 200:
                 error = self._refused(response, response.read(_MAX_PROBLEM_BYTES))
                 self.close()  # what a damaged reply has left in the socket is no answer to the next request

@@ -8,7 +8,7 @@ import numpy as np
 from .buffers import BufferPool, Bytes, allocate_aligned
 from .cache import SplitCache
 from .errors import TransportError, UnavailableError
-from .fetch import Course, EpochFetcher, cut
+from .fetch import Course, EpochFetcher, trim
 from .http import Client
 from .plan import Indices
 from .prefetch import prefetch
@@ -38,8 +38,8 @@ class Epochs:
         self._pool = BufferPool(IDLE_BUFFERS, allocate)
         self._file_paths: list[str] = []
 
-    def batches(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
-        """The training batches of a query, in order. Closing the generator ends its thread and connections.
+    def records(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
+        """The samples of a query, in order, a few of its training batches in one. Closing it ends its thread and connections.
 
         turn: which of several endpoints to prefer.
         """
@@ -62,7 +62,7 @@ class Epochs:
         items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
         ahead = prefetch(items, self._prefetch_bytes, fetcher.abort)
         try:
-            yield from cut(ahead, course)
+            yield from trim(ahead, course)
         finally:
             ahead.close()
 
@@ -70,7 +70,7 @@ class Epochs:
         plan = query.plan(self._info.num_samples)
         order = plan.order()
         for step in query.steps(plan.n):
-            batch = cache.gather(plan.batch(order, step))
+            batch = cache.gather(plan.batch(order, step).copy())  # the loop may keep or change its index column
             if "file_path" in query.columns:
                 batch = replace(batch, file_paths=self._paths(batch.index))
             yield batch

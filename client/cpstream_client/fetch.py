@@ -6,7 +6,7 @@ was verified: the plan may be resumed at any `start`, so nothing is lost, repeat
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -184,7 +184,7 @@ class EpochFetcher:
             response = connection.receive(ARROW_STREAM)
             following: _Request | None = None
             has_more = request.behind < len(self._course)
-            batches = read_batches(response, self._expected(request), iter(self._rows(request)), self._pool, connection.url)
+            batches = read_batches(connection, response, self._expected(request), self._rows(request), self._pool)
             for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
                 if has_more and left == min(ASK_AHEAD_BATCHES, request.count):
                     following = self._ask_ahead(request.behind)
@@ -236,17 +236,28 @@ class EpochFetcher:
         self._idle.clear()
 
 
-def cut(batches: Iterator[Batch], course: Course) -> Iterator[Batch]:
-    """Training batches as views of record batches; a batch never spans two of them.
+def trim(records: Iterable[Batch], course: Course) -> Iterator[Batch]:
+    """Record batches without what lies behind the course's end.
 
-    Every step yields one: the last may be short, and with remainder "exact" empty.
+    Each holds one or several whole training batches: the last may be short, and with remainder "exact" there may follow an
+    empty one, so that every step has its batch.
     """
     steps, rows = course.num_steps, course.num_rows
-    for batch in batches:
-        for low in range(0, min(batch.num_rows, rows), course.batch_size):
-            yield batch.slice(low, min(low + course.batch_size, rows))
-            steps -= 1
-        rows -= batch.num_rows
-        del batch
+    for record in records:
+        if record.num_rows > rows:
+            record = record.slice(0, rows)
+        steps -= -(-record.num_rows // course.batch_size)
+        rows -= record.num_rows
+        if record.num_rows:
+            yield record
+        del record
     if steps:
         yield course.empty_batch()
+
+
+def cut(records: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
+    """Training batches as views of trimmed record batches."""
+    for record in records:
+        for low in range(0, record.num_rows, batch_size) or (0,):
+            yield record.slice(low, low + batch_size)
+        del record

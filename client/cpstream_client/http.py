@@ -20,7 +20,7 @@ from tqdm import tqdm
 from .buffers import BufferPool
 from .connection import Connection
 from .errors import CorruptedError, CpstreamError
-from .fetch import Course, EpochFetcher, Service, cut
+from .fetch import Course, EpochFetcher, Service, cut, trim
 from .reader import Batch, Expected, read_batches
 from .replicas import Endpoint
 from .retry import Patience, Retry
@@ -125,7 +125,7 @@ class Client:
         info = info or self.split(split)
         course = Course(query or BatchQuery(), info)
         fetcher = EpochFetcher(self.service, course, self._pool, turn=os.getpid())
-        return cut(iter(fetcher), course)
+        return cut(trim(fetcher, course), course.batch_size)
 
     def record_batches(self, split: str, query: BatchQuery | None = None) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches with the columns of the query."""
@@ -161,7 +161,7 @@ class Client:
         def ask(connection: Connection) -> Batch:
             connection.send("POST", split_path(split, "take"), params, ARROW_STREAM, wanted.tobytes(), OCTET_STREAM)
             response = connection.receive(ARROW_STREAM)
-            (batch,) = read_batches(response, expected, iter([len(wanted)]), self._pool, connection.url)
+            (batch,) = read_batches(connection, response, expected, [len(wanted)], self._pool)
             if batch.index is None or not np.array_equal(batch.index, wanted):
                 raise CorruptedError(f"{connection.url}: the reply holds other samples than those asked for")
             return batch if "index" in columns else replace(batch, index=None)

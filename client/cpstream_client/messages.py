@@ -1,8 +1,9 @@
 """Arrow IPC messages, read from an HTTP reply with one copy (from the kernel into a pooled buffer) and verified before use.
 
 A message is a prefix of 8 bytes (a mark and the header's length), a header, and a body. The header of a record batch says where in
-the body each column lies; for batches of one size it is the same bytes every time. So Arrow parses each header once, and what it
-said is remembered: that took most of the time a small batch took. Nothing is parsed before its checksum has been found right.
+the body each column lies; for batches of one size it is the same bytes every time. So Arrow parses each header once a connection;
+after that, prefix, header and body are read in one go and the header is only compared. At gigabytes a second it is the number of
+Python's steps a megabyte that counts. Nothing is parsed before its checksum has been found right.
 """
 
 import http.client
@@ -15,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from .buffers import BufferPool, Bytes
+from .buffers import ALIGNMENT, BufferPool, Bytes
 from .errors import CorruptedError, TransportError
+from .sockets import Response
 from .wire import CHECKSUM_BYTES
 
 _MARK = b"\xff\xff\xff\xff"
@@ -41,20 +43,28 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a record batch's header says. columns: of fixed width only; the others need Arrow each time."""
+    """What a record batch's header says. header: with its prefix; columns: of fixed width only, the others need Arrow each time."""
 
+    header: bytes
+    body_bytes: int
     num_rows: int
     columns: tuple[Column, ...]
     has_strings: bool
 
 
-class Messages:
-    """The messages of one reply's body, in order. Every method raises TransportError, or CorruptedError for what is damaged."""
+Known = dict[tuple[object, int], Layout]
+"""Layouts that a connection has met, by what was asked for and the number of rows."""
 
-    def __init__(self, response: http.client.HTTPResponse, pool: BufferPool, url: str) -> None:
-        self._response, self._pool, self._url = response, pool, url
+
+class Messages:
+    """The messages of one reply's body, in order. Every method raises TransportError, or CorruptedError for what is damaged.
+
+    kind: what batches of the same number of rows have in common with others of this connection; known: where those are kept.
+    """
+
+    def __init__(self, response: Response, pool: BufferPool, url: str, kind: object, known: Known) -> None:
+        self._response, self._pool, self._url, self._kind, self._known = response, pool, url, kind, known
         self.left = response.length or 0
-        self._schema_header = b""
         self._schema: pa.Schema = None
 
     def schema(self) -> pa.Schema:
@@ -62,27 +72,29 @@ class Messages:
         header = self._header()
         if header is None:
             raise CorruptedError(f"{self._url}: the stream is empty")
-        self._schema_header = header
         self._schema = pa.ipc.read_schema(pa.py_buffer(header))
         return self._schema
 
-    def record_batch(self) -> tuple[Layout, Bytes, pa.RecordBatch | None]:
-        """The next message: its layout, its body, and the batch itself where the layout does not say everything."""
+    def record_batch(self, num_rows: int) -> tuple[Layout, Bytes, pa.RecordBatch | None]:
+        """The next message, of a batch of num_rows: layout, body, and the batch itself where the layout does not say everything."""
+        layout = self._known.get((self._kind, num_rows))
+        if layout is not None:
+            return layout, self._same_again(layout), None
         header = self._header()
         if header is None:
             raise CorruptedError(f"{self._url}: the stream ended before its last batch")
-        body = self._verified_body(header)
-        key = self._schema_header, header
-        layout = _LAYOUTS.get(key)
-        if layout is not None and not layout.has_strings:
-            return layout, body, None
+        body = self._allocate(_body_bytes(header, self._url))
+        self._receive(body, xxhash.xxh3_64(header))
         # One more copy, of the first batch of its size: Arrow wants header and body in one piece.
         message = pa.py_buffer(header + body.tobytes())
         batch = pa.ipc.read_record_batch(message, self._schema)
-        layout = self._layout(batch, message.address + len(header), body.nbytes)
-        if len(_LAYOUTS) >= _MAX_REMEMBERED:
-            _LAYOUTS.clear()
-        _LAYOUTS[key] = layout
+        layout = self._layout(header, batch, message.address + len(header), body.nbytes)
+        if layout.num_rows != num_rows or (num_rows and not len(body)):
+            raise CorruptedError(f"{self._url}: a batch has {layout.num_rows} rows where {num_rows} were asked for")
+        if len(body) and not layout.has_strings:
+            if len(self._known) >= _MAX_REMEMBERED:
+                self._known.clear()
+            self._known[self._kind, num_rows] = layout
         return layout, body, batch
 
     def end(self) -> None:
@@ -93,51 +105,56 @@ class Messages:
 
     def _header(self) -> bytes | None:
         """Prefix and header of the next message; None at the end mark."""
-        prefix = self._read(_PREFIX_BYTES).tobytes()
+        prefix = self._read(_PREFIX_BYTES)
         length = struct.unpack("<i", prefix[4:])[0]
         if prefix[:4] != _MARK or length < 0:
             raise CorruptedError(f"{self._url}: no Arrow message begins with {prefix.hex()}")
-        return prefix + self._read(length).tobytes() if length else None
+        return prefix + self._read(length) if length else None
 
-    def _verified_body(self, header: bytes) -> Bytes:
-        """The body that a header announces, its checksum found right. An empty one has none."""
-        nbytes = _body_bytes(header, self._url)
-        body = self._allocate(nbytes)
-        checksum = xxhash.xxh3_64(header)
-        checked = nbytes - CHECKSUM_BYTES
-        for low in range(0, nbytes, _PIECE_BYTES):
-            high = min(low + _PIECE_BYTES, nbytes)
-            self._fill(body[low:high])
-            checksum.update(body[low : min(high, max(low, checked))].data)  # while the piece is in the processor's cache
-        if nbytes:
-            sent = int.from_bytes(body[checked:].tobytes(), "little")
+    def _same_again(self, layout: Layout) -> Bytes:
+        """The body of a message whose header is that of an earlier one. Aligned to 64 bytes, as Arrow recommends."""
+        header_bytes = len(layout.header)
+        padding = -header_bytes % ALIGNMENT
+        message = self._allocate(header_bytes + layout.body_bytes, padding)
+        self._receive(message, xxhash.xxh3_64())
+        if message.data[:header_bytes] != layout.header:
+            raise CorruptedError(f"{self._url}: a batch has another header than the one before it")
+        return message[header_bytes:]
+
+    def _receive(self, message: Bytes, checksum: xxhash.xxh3_64) -> None:
+        """Fill what ends with a checksum, and find that right; empty bodies have none. checksum: of what came before."""
+        whole = message.data
+        checked = len(whole) - CHECKSUM_BYTES
+        piece = -(-len(whole) // max(1, round(len(whole) / _PIECE_BYTES)))  # equal ones, or a small rest would cost a wake-up
+        for low in range(0, len(whole), piece or 1):
+            self._fill(whole[low : low + piece])
+            checksum.update(whole[low : min(low + piece, max(low, checked))])  # while it is in the processor's cache
+        if len(whole):
+            sent = int.from_bytes(whole[max(0, checked) :], "little")
             if checked < 0 or checksum.intdigest() != sent:
                 raise CorruptedError(f"{self._url}: a batch arrived damaged (checksum {checksum.hexdigest()}, sent {sent:016x})")
-        return body
 
-    def _read(self, nbytes: int) -> Bytes:
+    def _read(self, nbytes: int) -> bytes:
         into = self._allocate(nbytes)
-        self._fill(into)
-        return into
+        self._fill(into.data)
+        return into.tobytes()
 
-    def _allocate(self, nbytes: int) -> Bytes:
+    def _allocate(self, nbytes: int, padding: int = 0) -> Bytes:
+        """Memory for the next nbytes of the reply, `padding` bytes behind an aligned address."""
         if nbytes > self.left:
             raise CorruptedError(f"{self._url}: a message asks for {nbytes} bytes where {self.left} are left")
         self.left -= nbytes
-        return self._pool.lease(nbytes) if nbytes >= _POOLED_FROM_BYTES else np.empty(nbytes, np.uint8)
+        if nbytes < _POOLED_FROM_BYTES:
+            return np.empty(nbytes, np.uint8)
+        return self._pool.lease(padding + nbytes)[padding:]
 
-    def _fill(self, into: Bytes) -> None:
-        got = 0
-        while got < len(into):
-            try:
-                count = self._response.readinto(into[got:].data)
-            except (OSError, http.client.HTTPException) as error:
-                raise TransportError(f"{self._url}: {str(error) or type(error).__name__}") from error
-            if not count:  # http.client says nothing of a body cut short
-                raise TransportError(f"{self._url}: the connection ended before the reply did")
-            got += count
+    def _fill(self, into: memoryview) -> None:
+        try:
+            self._response.fill(into)
+        except (OSError, http.client.HTTPException) as error:
+            raise TransportError(f"{self._url}: {str(error) or type(error).__name__}") from error
 
-    def _layout(self, batch: pa.RecordBatch, body_address: int, body_bytes: int) -> Layout:
+    def _layout(self, header: bytes, batch: pa.RecordBatch, body_address: int, body_bytes: int) -> Layout:
         columns = []
         for name, values in zip(batch.schema.names, batch.columns, strict=True):
             if pa.types.is_string(values.type):
@@ -154,10 +171,7 @@ class Messages:
             if not 0 <= begin <= end <= body_bytes:  # Arrow converts what a damaged schema calls big-endian
                 raise CorruptedError(f"{self._url}: a column lies outside its batch")
             columns.append(Column(name, begin, end, dtype, shape))
-        return Layout(batch.num_rows, tuple(columns), len(columns) < batch.num_columns)
-
-
-_LAYOUTS: dict[tuple[bytes, bytes], Layout] = {}
+        return Layout(header, body_bytes, batch.num_rows, tuple(columns), len(columns) < batch.num_columns)
 
 
 def _body_bytes(header: bytes, url: str) -> int:

@@ -98,8 +98,11 @@ class Plan:
         return epoch_order(self.n, self.shuffle, self.seed, self.epoch)
 
     def slice_of(self, order: Indices, low: int, high: int) -> Indices:
-        """Indices `low` to `high` of the rank slice, given the epoch's order. (high - low,) int64, a new array."""
-        positions = np.arange(low, high, dtype=np.int64) * self.world_size + (self.start + self.rank)
+        """Indices `low` to `high` of the rank slice, given the epoch's order. (high - low,) int64; where it can be, a view."""
+        first = self.start + self.rank
+        if low < high and first + (high - 1) * self.world_size < self.n:
+            return order[first + low * self.world_size : first + (high - 1) * self.world_size + 1 : self.world_size]
+        positions = np.arange(low, high, dtype=np.int64) * self.world_size + first
         # Past the end lie only the padding of "pad": the head of the order, repeated as often as it takes.
         past = positions >= self.n
         if past.any():

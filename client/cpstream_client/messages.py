@@ -65,15 +65,14 @@ class Messages:
     def __init__(self, response: Response, pool: BufferPool, url: str, kind: object, known: Known) -> None:
         self._response, self._pool, self._url, self._kind, self._known = response, pool, url, kind, known
         self.left = response.length or 0
-        self._schema: pa.Schema = None
+        self.schema: pa.Schema = None  # the caller sets it before the first record batch
 
-    def schema(self) -> pa.Schema:
-        """The first message. It carries no checksum: what it says is compared with what was asked for."""
+    def schema_header(self) -> bytes:
+        """The first message, which is only a header. It carries no checksum: compare what it says with what was asked for."""
         header = self._header()
         if header is None:
             raise CorruptedError(f"{self._url}: the stream is empty")
-        self._schema = pa.ipc.read_schema(pa.py_buffer(header))
-        return self._schema
+        return header
 
     def record_batch(self, num_rows: int) -> tuple[Layout, Bytes, pa.RecordBatch | None]:
         """The next message, of a batch of num_rows: layout, body, and the batch itself where the layout does not say everything."""
@@ -87,7 +86,7 @@ class Messages:
         self._receive(body, xxhash.xxh3_64(header))
         # One more copy, of the first batch of its size: Arrow wants header and body in one piece.
         message = pa.py_buffer(header + body.tobytes())
-        batch = pa.ipc.read_record_batch(message, self._schema)
+        batch = pa.ipc.read_record_batch(message, self.schema)
         layout = self._layout(header, batch, message.address + len(header), body.nbytes)
         if layout.num_rows != num_rows or (num_rows and not len(body)):
             raise CorruptedError(f"{self._url}: a batch has {layout.num_rows} rows where {num_rows} were asked for")

@@ -53,10 +53,6 @@ class Expected:
     columns: tuple[Column, ...]
     metadata: dict[str, str]
 
-    @property
-    def schema(self) -> pa.Schema:
-        return _schema(self.dim, self.dtype, self.columns)
-
 
 def read_batches(
     connection: Connection, response: Response, expected: Expected, rows: Iterable[int], pool: BufferPool
@@ -68,7 +64,8 @@ def read_batches(
     url = connection.url
     messages = Messages(response, pool, url, (expected.dim, expected.dtype, expected.columns), connection.known_layouts)
     try:
-        _check_schema(messages.schema(), expected, url)
+        metadata = tuple(expected.metadata.items())
+        messages.schema = _checked_schema(messages.schema_header(), expected.dim, expected.dtype, expected.columns, metadata, url)
         for num_rows in rows:
             layout, body, record_batch = messages.record_batch(num_rows)
             yield _to_batch(layout, body, record_batch)
@@ -78,18 +75,24 @@ def read_batches(
         raise CorruptedError(f"{url}: not an Arrow stream: {error}") from error
 
 
+@lru_cache(maxsize=64)  # for random access, whose replies all begin with the same bytes
+def _checked_schema(
+    header: bytes, dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: tuple[tuple[str, str], ...], url: str
+) -> pa.Schema:
+    """The schema that a stream begins with. Raises CorruptedError when it is not that of the reply asked for."""
+    schema = pa.ipc.read_schema(pa.py_buffer(header))
+    if not schema.equals(_schema(dim, dtype, columns)):
+        raise CorruptedError(f"{url}: the stream's schema is not the one asked for: {schema.remove_metadata()}")
+    got = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
+    for name, value in metadata:
+        if got.get(name) != value:
+            raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
+    return schema
+
+
 @lru_cache(maxsize=64)
 def _schema(dim: int, dtype: Dtype, columns: tuple[Column, ...]) -> pa.Schema:
     return batch_schema(dim, dtype, columns)
-
-
-def _check_schema(schema: pa.Schema, expected: Expected, url: str) -> None:
-    if not schema.equals(expected.schema):
-        raise CorruptedError(f"{url}: the stream's schema is not the one asked for: {schema.remove_metadata()}")
-    got = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
-    for name, value in expected.metadata.items():
-        if got.get(name) != value:
-            raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
 
 
 def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) -> Batch:

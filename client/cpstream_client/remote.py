@@ -83,11 +83,13 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
             return np.flatnonzero(wanted)
         if wanted.dtype.kind not in "iu" or wanted.ndim > 1:
             raise IndexError(f"{index!r} is no index: give an integer, a slice, a list of integers, or a mask of {n} booleans")
-        outside = (wanted < -n) | (wanted >= n)
-        if outside.any():
-            raise IndexError(f"index {wanted[outside].reshape(-1)[0]} is outside split {self.split!r} of {n} samples")
+        if not wanted.size:
+            return wanted.astype(np.int64)
+        low, high = wanted.min(), wanted.max()
+        if low < -n or high >= n:
+            raise IndexError(f"index {low if low < -n else high} is outside split {self.split!r} of {n} samples")
         wanted = wanted.astype(np.int64)
-        return np.where(wanted < 0, wanted + n, wanted)
+        return np.where(wanted < 0, wanted + n, wanted) if low < 0 else wanted
 
     def _take(self, indices: Indices) -> tuple[Tensor, Tensor]:
         if self._whole is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import Depends, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from cpstream_client import wire
@@ -15,7 +15,7 @@ from cpstream_client.wire import BatchQuery, ErrorCode
 from .indices import BODY_SCHEMA, read_indices
 from .negotiation import caching, etag_of, not_modified, preferred
 from .openapi import problem_replies
-from .parameters import BatchParameters, PlanParameters, SampleParameters
+from .parameters import BatchParameters, PlanParameters, SampleParameters, given
 from .problems import IndexOutOfRange, InvalidParameter
 from .replies import CompactJson, ReadableJson
 from .routes import COMMON, SplitName
@@ -60,7 +60,7 @@ def plan_errors() -> Iterator[None]:
     },
 )
 async def batches(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[BatchParameters, Depends()]
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[BatchParameters, given(BatchParameters)]
 ) -> Response:
     """One rank's batches of one epoch, from `start` on, in order.
 
@@ -95,7 +95,7 @@ async def batches(
     },
 )
 async def take(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Depends()]
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, given(SampleParameters)]
 ) -> Response:
     """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
     served = service.split(split, parameters.fingerprint)
@@ -123,7 +123,7 @@ async def take(
     responses={200: {"model": wire.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
 async def plan(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, Depends()]
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, given(PlanParameters)]
 ) -> Response:
     """The audit of a batch: index, file_path and cps of what each rank gets at `step`, to trace a loss spike to its recordings."""
     served, step = service.split(split, parameters.fingerprint), parameters.step

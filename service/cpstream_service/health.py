@@ -2,20 +2,20 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Path
 from starlette.responses import Response
 
 from cpstream_client import wire
 from cpstream_client.wire import ErrorCode
 
 from .openapi import problem_replies
-from .parameters import Parameters
+from .parameters import Parameters, given
 from .problems import MEANINGS, Draining, NotFound, problem_type
 from .replies import ReadableJson
 from .state import CurrentService
 
 router = APIRouter(tags=["health"])
-NoParameters = Annotated[Parameters, Depends()]
+NoParameters = Annotated[Parameters, given(Parameters)]
 
 
 @router.head("/", include_in_schema=False)

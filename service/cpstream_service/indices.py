@@ -45,9 +45,8 @@ async def read_indices(request: Request, num_samples: int) -> Indices:
         indices = np.frombuffer(body, "<i8").astype(np.int64, copy=False)
     else:
         indices = await to_thread.run_sync(_parse, body)
-    outside = (indices < 0) | (indices >= num_samples)
-    if outside.any():
-        position = int(outside.argmax())
+    if len(indices) and not (indices.min() >= 0 and indices.max() < num_samples):
+        position = int(((indices < 0) | (indices >= num_samples)).argmax())
         raise IndexOutOfRange(
             f"index {indices[position]} (number {position} of the body's) is outside the split; indices: 0 to {num_samples - 1}"
         )

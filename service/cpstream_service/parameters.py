@@ -7,9 +7,10 @@ Ranges that depend on the split (start, rank below world_size, ...) are checked 
 from collections import Counter
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from inspect import signature
 from typing import Annotated, Any, Literal
 
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 from pydantic import BeforeValidator
 
 from cpstream_client.plan import Remainder, Shuffle
@@ -46,6 +47,16 @@ class Parameters:
             if count > 1:
                 values = ", ".join(shown(value) for value in self.request.query_params.getlist(name)[:3])
                 raise InvalidParameter(f"parameter {name!r} is given {count} times ({values}); give it once")
+
+
+def given(kind: type[Parameters]) -> Any:
+    """The dependency on such parameters. A coroutine: FastAPI calls classes in a thread, which takes longer than the rest."""
+
+    async def make(**values: Any) -> Parameters:
+        return kind(**values)
+
+    make.__signature__ = signature(kind)  # type: ignore[attr-defined]
+    return Depends(make)
 
 
 def _suggestion(name: str, known: list[str]) -> str:

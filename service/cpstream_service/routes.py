@@ -3,7 +3,7 @@
 from typing import Annotated
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Request, Security
+from fastapi import APIRouter, Path, Request, Security
 from fastapi.security import HTTPBearer
 from starlette.responses import Response
 
@@ -13,7 +13,7 @@ from cpstream_client.wire import ErrorCode
 from .downloads import file_reply
 from .negotiation import caching, etag_of, not_modified
 from .openapi import problem_replies
-from .parameters import Parameters, PinnedParameters, RowsParameters
+from .parameters import Parameters, PinnedParameters, RowsParameters, given
 from .problems import IndexOutOfRange, InvalidParameter
 from .replies import CompactJson, ReadableJson
 from .samples import samples_of
@@ -27,6 +27,7 @@ router = APIRouter(
     dependencies=[Security(HTTPBearer(auto_error=False, description="Needed where the service has a token."))],
     responses=problem_replies(ErrorCode.UNAUTHORIZED, ErrorCode.DRAINING, ErrorCode.INTERNAL),
 )
+Pinned = Annotated[PinnedParameters, given(PinnedParameters)]
 SplitName = Annotated[str, Path(description="Name of the split, as `GET /v1/splits` lists it.", examples=["train"])]
 
 
@@ -34,7 +35,7 @@ SplitName = Annotated[str, Path(description="Name of the split, as `GET /v1/spli
 @router.get(
     "/splits", tags=["splits"], summary="All splits", responses={200: {"model": wire.SplitList}, **problem_replies(COMMON[2])}
 )
-async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, Depends()]) -> Response:
+async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, given(Parameters)]) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
     snapshot = service.snapshot
     body = wire.SplitList(snapshot.fingerprint, tuple(split.info for split in snapshot.splits.values()))
@@ -48,9 +49,7 @@ async def splits(request: Request, service: CurrentService, _: Annotated[Paramet
     summary="One split",
     responses={200: {"model": wire.SplitInfo}, **problem_replies(*COMMON)},
 )
-async def one_split(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
-) -> Response:
+async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
     served = service.split(split, parameters.fingerprint)
     return _metadata(request, served.fingerprint, served.info)
@@ -63,9 +62,7 @@ async def one_split(
     summary="How embeddings and CPS were matched",
     responses={200: {"model": wire.AlignmentReport}, **problem_replies(*COMMON)},
 )
-async def alignment(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
-) -> Response:
+async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
     served = service.split(split, parameters.fingerprint)
     return _metadata(request, served.fingerprint, served.report)
@@ -78,7 +75,9 @@ async def alignment(
     summary="A page of samples",
     responses={200: {"model": wire.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
-def rows(split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Depends()]) -> Response:
+def rows(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, given(RowsParameters)]
+) -> Response:
     """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.
 
     `total` says how many there are; the last page is shorter, and the page at `offset` = `total` is empty.
@@ -123,7 +122,10 @@ async def _download(split: str, name: str, request: Request, service: CurrentSer
 
 def _add_download(name: str, summary: str, description: str, media_type: str) -> None:
     async def download(
-        split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PinnedParameters, Depends()]
+        split: SplitName,
+        request: Request,
+        service: CurrentService,
+        parameters: Pinned,
     ) -> Response:
         return await _download(split, name, request, service, parameters)
 

@@ -21,7 +21,7 @@ from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.plan import Indices, Plan
 from cpstream_client.wire import ARROW_STREAM, BatchQuery, Column, Dtype, stream_metadata
 
-from .batches import Columns, Floats, reply, schema_message
+from .batches import CHUNK_BYTES, Columns, Floats, reply, schema_message
 from .frames import END_OF_STREAM
 from .orders import OrderCache
 from .problems import InvalidParameter, Overloaded, PayloadTooLarge
@@ -155,24 +155,31 @@ class ArrowStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._server.enter()
-        gone = asyncio.ensure_future(_disconnected(receive))
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            left = self._nbytes if scope["method"] != "HEAD" else 0
-            if not left:
+            if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
-                return
+            else:
+                await self._send_chunks(receive, send)
+        finally:
+            self._server.open_streams -= 1
+
+    async def _send_chunks(self, receive: Receive, send: Send) -> None:
+        left = self._nbytes
+        # Not worth a task where all of it goes out at once.
+        gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
+        try:
             async with aclosing(self._server.gathered(self._chunks, left)) as chunks:
                 async for chunk in chunks:
                     left -= len(chunk)
                     # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.
                     await send({"type": "http.response.body", "body": chunk.data, "more_body": left > 0})
                     del chunk
-                    if gone.done():
+                    if gone is not None and gone.done():
                         return
         finally:
-            gone.cancel()
-            self._server.open_streams -= 1
+            if gone is not None:
+                gone.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -43,6 +43,7 @@ class BatchServer:
         self._executor = ThreadPoolExecutor(GATHER_THREADS, thread_name_prefix="gather")
         self._orders = OrderCache(self._executor)
         self._pool = BufferPool(max_idle=IDLE_BUFFERS)
+        self._turn = asyncio.Lock()
         self._half: dict[str, asyncio.Future[Floats]] = {}
         self._residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
         for split in snapshot.splits.values():
@@ -120,12 +121,18 @@ class BatchServer:
     async def gathered(self, chunks: Iterator[Bytes], left: int) -> AsyncGenerator[Bytes, None]:
         """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next."""
         if self._residency.fits:
-            for chunk in chunks:
+            is_first = True
+            while left:
+                # One stream at a time, in turn, and in between the event loop looks after everybody else: with as many chunks as
+                # streams between two looks, a health check would wait a second for the five looks that it needs.
+                async with self._turn:
+                    if not is_first:  # many replies are one chunk
+                        await asyncio.sleep(0)
+                    chunk = next(chunks)
+                is_first = False
                 left -= len(chunk)
                 yield chunk
                 del chunk
-                if left:
-                    await asyncio.sleep(0)  # `send` does not wait while the socket takes all it gets
             return
         loop = asyncio.get_running_loop()
         pending: asyncio.Future[Bytes] | None = loop.run_in_executor(self._executor, next, chunks)

@@ -270,6 +270,17 @@ def test_the_access_log_says_what_became_of_a_request(http: httpx.Client, caplog
     assert (logged["route"], logged["query"]) == ("/v1/splits/{split}/batches", "limit=1")
 
 
+def test_health_checks_do_not_fill_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "cpstream.access"):
+        for path in ("/livez", "/readyz", "/metrics", "/livez?typo=1", "/v1/splits"):
+            http.get(path)
+    said = [record.getMessage().split()[1] for record in caplog.records]
+    assert said == ["/livez?typo=1", "/v1/splits"]
+    with caplog.at_level("DEBUG", "cpstream.access"):
+        http.get("/livez")
+    assert caplog.records[-1].getMessage().startswith("GET /livez -> 200")
+
+
 def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "cpstream.access"):
         assert http.get("/v1/splits/x%0d%0aINFO%20forged").status_code == 404

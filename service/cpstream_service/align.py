@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from cpstream_client.wire import AlignmentReport, Dropped
 
+from .fingerprint import rows_per_chunk
 from .paths import match_paths, normalise_paths
 from .reasons import HARMLESS, Reason
 from .sources import Embeddings, SourceSplit
 from .sources.cps_table import CpsTable
 
 MAX_EXAMPLES = 5
-_CHUNK_ROWS = 16384
 Side = Literal["embedding", "cps"]
 
 
@@ -53,8 +53,9 @@ class AlignedSplit:
     def embeddings(self) -> npt.NDArray[np.float32]:
         """All embeddings, in one array. (N, D) float32."""
         out = np.empty((len(self), self.dimension), np.float32)
-        for low in range(0, len(self), _CHUNK_ROWS):
-            out[low : low + _CHUNK_ROWS] = self.gather(low, low + _CHUNK_ROWS)
+        rows = rows_per_chunk(self.dimension)
+        for low in range(0, len(self), rows):
+            out[low : low + rows] = self.gather(low, low + rows)
         return out
 
 
@@ -82,13 +83,17 @@ def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
         text = table.bad_texts.get(i, str(table.cps[i]))
         drops.add(Reason.INVALID_CPS, "cps", f"{table.file_paths[i]} (line {table.lines[i]}): {text!r}")
 
-    exact, by_suffix = match_paths(embeddings.known, cps_rows.known)
-    suffix_pairs = {ours: theirs for ours, theirs in by_suffix.items() if ours in row_of and theirs in line_of}
-    ours = sorted(exact.intersection(row_of, line_of).union(suffix_pairs))
-    theirs = [suffix_pairs.get(key, key) for key in ours] if suffix_pairs else ours
-
-    matched = exact.union(by_suffix), exact.union(by_suffix.values())
-    _add_unmatched(drops, (row_of.keys(), line_of.keys()), (ours, theirs), matched)
+    num_by_suffix = 0
+    if len(row_of) == len(embeddings.known) and len(line_of) == len(cps_rows.known) and row_of.keys() == line_of.keys():
+        ours = theirs = sorted(row_of)  # clean data: what follows would find the same, a second later for a million rows
+    else:
+        exact, by_suffix = match_paths(embeddings.known, cps_rows.known)
+        suffix_pairs = {ours: theirs for ours, theirs in by_suffix.items() if ours in row_of and theirs in line_of}
+        num_by_suffix = len(suffix_pairs)
+        ours = sorted(exact.intersection(row_of, line_of).union(suffix_pairs))
+        theirs = [suffix_pairs.get(key, key) for key in ours] if suffix_pairs else ours
+        matched = exact.union(by_suffix), exact.union(by_suffix.values())
+        _add_unmatched(drops, (row_of.keys(), line_of.keys()), (ours, theirs), matched)
     rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
     cps_at = np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))
     report = AlignmentReport(
@@ -96,8 +101,8 @@ def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
         num_embeddings=len(source.file_paths) + len(source.problems),
         num_cps=len(table.file_paths) + len(table.problems),
         num_aligned=len(ours),
-        num_exact=len(ours) - len(suffix_pairs),
-        num_by_suffix=len(suffix_pairs),
+        num_exact=len(ours) - num_by_suffix,
+        num_by_suffix=num_by_suffix,
         dropped=drops.report(),
     )
     return AlignedSplit(source.name, ours, cps[cps_at], source.embeddings, rows, report)
@@ -130,7 +135,9 @@ class _Keys:
             for i, key in enumerate(keys):
                 if self.first.setdefault(key, i) != i:
                     self.others.setdefault(key, [self.first[key]]).append(i)
-        self.known = set(self.first).union(normalise_paths([path for path in of_problems if path is not None]))
+        of_others = normalise_paths([path for path in of_problems if path is not None])
+        # A copy where `resolve` will take keys out.
+        self.known: Set[str] = set(self.first).union(of_others) if self.others or of_others else self.first.keys()
 
     def resolve(
         self,
@@ -180,13 +187,14 @@ def _name_of(key: str) -> str:
 def finite_rows(embeddings: Embeddings) -> npt.NDArray[np.bool_]:
     """Which rows hold finite numbers only. (M, D) float32 -> (M,) bool."""
     finite = np.empty(len(embeddings), np.bool_)
+    step = rows_per_chunk(embeddings.shape[1])
     with np.errstate(over="ignore", invalid="ignore"):
-        for low in range(0, len(embeddings), _CHUNK_ROWS):
-            rows = embeddings[low : low + _CHUNK_ROWS]
+        for low in range(0, len(embeddings), step):
+            rows = embeddings[low : low + step]
             # The sum of squares is finite only if every number is; it may overflow where they are, so look again there.
             here = np.isfinite(np.einsum("ij,ij->i", rows, rows))
             here[~here] = np.isfinite(rows[~here]).all(axis=1)
-            finite[low : low + _CHUNK_ROWS] = here
+            finite[low : low + step] = here
     return finite
 
 

@@ -9,7 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
 
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 1 << 20
+"""What is gathered at a time: into memory that is there already, and hashed and written from the processor's cache."""
+MAPPED_CHUNK_BYTES = 64 << 20
+"""What is hashed at a time where it lies, by all cores."""
 HEX_DIGITS = 32
 
 
@@ -38,14 +41,14 @@ def _bytes(array: npt.NDArray[Any]) -> memoryview:
 
 
 def pieces(embeddings: npt.NDArray[np.float32]) -> Iterable[npt.NDArray[np.float32]]:
-    """A C-contiguous (N, D) array in runs of whole rows of about CHUNK_BYTES."""
-    rows = rows_per_chunk(embeddings.shape[1])
+    """A C-contiguous (N, D) array in runs of whole rows of about MAPPED_CHUNK_BYTES."""
+    rows = rows_per_chunk(embeddings.shape[1], MAPPED_CHUNK_BYTES)
     for low in range(0, len(embeddings), rows):
         yield embeddings[low : low + rows]
 
 
-def rows_per_chunk(dimension: int) -> int:
-    return max(1, CHUNK_BYTES // (4 * max(1, dimension)))
+def rows_per_chunk(dimension: int, chunk_bytes: int = CHUNK_BYTES) -> int:
+    return max(1, chunk_bytes // (4 * max(1, dimension)))
 
 
 def dataset_fingerprint(splits: Mapping[str, str]) -> str:

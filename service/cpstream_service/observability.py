@@ -34,6 +34,8 @@ MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 
 MAX_LOGGED_CHARS = 1000
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_WATCHED = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked for every few seconds, for ever: in the log only at level debug, or when they fail."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -142,9 +144,11 @@ class Observability:
         sent_bytes.inc(sent)
         if complete and status == 200 and "samples" in state and scope["method"] != "HEAD":
             self.metrics.samples.labels(state["split"]).inc(state["samples"])
-        if not access_logger.isEnabledFor(logging.INFO):
+        level = logging.DEBUG if route in _WATCHED and status < 400 else logging.INFO
+        if not access_logger.isEnabledFor(level):
             return
-        access_logger.info(
+        access_logger.log(
+            level,
             "%s %s -> %d, %d bytes in %.3f s%s [%s]",
             scope["method"],
             target_of(scope)[:MAX_LOGGED_CHARS],  # as it was sent: a decoded path may hold a line break, and so forge a line

@@ -1,7 +1,7 @@
 """Paths as alignment keys: how they are written, and which of two sides belong together."""
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 
 def normalise_path(path: str) -> str:
@@ -25,21 +25,21 @@ def normalise_paths(paths: Sequence[str]) -> list[str]:
     return [normalise_path(path) for path in paths]
 
 
-def match_paths(ours: set[str], theirs: set[str]) -> tuple[set[str], dict[str, str]]:
+def match_paths(ours: Set[str], theirs: Set[str]) -> tuple[set[str], dict[str, str]]:
     """Which keys belong together: (the equal ones, ours -> theirs by the longest suffix that is unique on both sides).
 
     A suffix starts after a /. It must be unique among all keys of a side, those that match exactly included. Suffixes are tried
     from the shortest up: one that is unique on both sides stays so when it gets longer, and names the same pair.
     """
-    exact = ours & theirs
+    exact = set(ours & theirs)
     matched: dict[str, str] = {}
     if len(exact) == len(ours) or len(exact) == len(theirs):
         return exact, matched
-    level = [(ours, theirs)]
+    level: list[tuple[Set[str], Set[str]]] = [(ours, theirs)]
     depth = 0
     while level:
         depth += 1
-        deeper = []
+        deeper: list[tuple[Set[str], Set[str]]] = []
         for group_of_ours, group_of_theirs in level:
             our_one, our_many = _by_suffix(group_of_ours, depth)
             their_one, their_many = _by_suffix(group_of_theirs, depth)
@@ -55,7 +55,7 @@ def match_paths(ours: set[str], theirs: set[str]) -> tuple[set[str], dict[str, s
     return exact, matched
 
 
-def _by_suffix(keys: set[str], depth: int) -> tuple[dict[str, str], dict[str, set[str]]]:
+def _by_suffix(keys: Set[str], depth: int) -> tuple[dict[str, str], dict[str, set[str]]]:
     """Keys by their last `depth` parts: (suffix -> its only key, suffix -> its keys). A folder is in neither."""
     one: dict[str, str] = {}
     many: dict[str, set[str]] = {}

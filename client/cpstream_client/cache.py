@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import xxhash
+from crc32c import crc32c
 
 from .buffers import BufferPool
 from .plan import Indices
@@ -139,12 +139,12 @@ class FileCache(MemoryCache):
         self._cps = np.memmap(folder / "cps", np.float32, mode, shape=self._shape[:1])
 
     def _checksum(self) -> str:
-        checksum = xxhash.xxh3_128()
+        checksum = 0
         for array in (self._embeddings, self._cps):
             flat = array.reshape(-1).view(np.uint8)
             for low in range(0, flat.size, _CHECKSUM_BLOCK_BYTES):
-                checksum.update(flat[low : low + _CHECKSUM_BLOCK_BYTES].data)
-        return checksum.hexdigest()
+                checksum = crc32c(flat[low : low + _CHECKSUM_BLOCK_BYTES].data, checksum)
+        return f"crc32c:{checksum:08x}"
 
     def _finish(self) -> None:
         """Make the complete partial folder the final one. Whoever comes second finds it done."""

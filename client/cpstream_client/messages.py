@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
+from crc32c import crc32c
 
 from .buffers import ALIGNMENT, BufferPool, Bytes
 from .errors import CorruptedError, TransportError
@@ -83,7 +83,7 @@ class Messages:
         if header is None:
             raise CorruptedError(f"{self._url}: the stream ended before its last batch")
         body = self._allocate(_body_bytes(header, self._url))
-        self._receive(body, xxhash.xxh3_64(header))
+        self._receive(body, crc32c(header))
         # One more copy, of the first batch of its size: Arrow wants header and body in one piece.
         message = pa.py_buffer(header + body.tobytes())
         batch = pa.ipc.read_record_batch(message, self.schema)
@@ -115,23 +115,23 @@ class Messages:
         header_bytes = len(layout.header)
         padding = -header_bytes % ALIGNMENT
         message = self._allocate(header_bytes + layout.body_bytes, padding)
-        self._receive(message, xxhash.xxh3_64())
+        self._receive(message, 0)
         if message.data[:header_bytes] != layout.header:
             raise CorruptedError(f"{self._url}: a batch has another header than the one before it")
         return message[header_bytes:]
 
-    def _receive(self, message: Bytes, checksum: xxhash.xxh3_64) -> None:
+    def _receive(self, message: Bytes, checksum: int) -> None:
         """Fill what ends with a checksum, and find that right; empty bodies have none. checksum: of what came before."""
         whole = message.data
         checked = len(whole) - CHECKSUM_BYTES
         piece = -(-len(whole) // max(1, round(len(whole) / _PIECE_BYTES)))  # equal ones, or a small rest would cost a wake-up
         for low in range(0, len(whole), piece or 1):
             self._fill(whole[low : low + piece])
-            checksum.update(whole[low : min(low + piece, max(low, checked))])  # while it is in the processor's cache
+            checksum = crc32c(whole[low : min(low + piece, max(low, checked))], checksum)  # while it is in the processor's cache
         if len(whole):
             sent = int.from_bytes(whole[max(0, checked) :], "little")
-            if checked < 0 or checksum.intdigest() != sent:
-                raise CorruptedError(f"{self._url}: a batch arrived damaged (checksum {checksum.hexdigest()}, sent {sent:016x})")
+            if checked < 0 or checksum != sent:
+                raise CorruptedError(f"{self._url}: a batch arrived damaged (checksum {checksum:x}, sent {sent:x})")
 
     def _read(self, nbytes: int) -> bytes:
         into = self._allocate(nbytes)

@@ -34,8 +34,8 @@ COLUMNS: tuple[Column, ...] = get_args(Column)
 DEFAULT_COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index")
 
 CHECKSUM_BYTES = 8
-"""Every record batch's body ends with XXH3-64 (seed 0, little endian) over all of its message before these 8 bytes: prefix, header
-and body. No Arrow buffer lies there, so that a reader which does not know of it passes over it. Arrow itself has no checksum."""
+"""Every record batch's body ends with 8 bytes that no Arrow buffer covers, and that other readers pass over: the CRC-32C, little
+endian, of all of the message before them, prefix and header included. Arrow itself has no checksum."""
 
 
 def content_digest(body: bytes) -> str:

@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from crc32c import crc32c
 
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.plan import Indices
@@ -87,7 +88,7 @@ class ChunkWriter:
         if part.low == 0:
             out[position : position + len(frame.header)] = frame.header
             position += len(frame.header)
-            self._checksum = frame.head_checksum.copy()
+            self._checksum = frame.head_checksum
         start = position
         if columns.embedding_bytes:
             rows = np.ndarray((num_rows, columns.dim), columns.embeddings.dtype, out, position)
@@ -95,12 +96,12 @@ class ChunkWriter:
             columns.embeddings.take(part.indices[part.low : part.high], 0, rows, "clip")
             position += num_rows * columns.embedding_bytes
         if part.high < len(part.indices):
-            self._checksum.update(out[start:position])
+            self._checksum = crc32c(out[start:position], self._checksum)
             return position
         end = self._write_tail(out, position, part)
         if end > start:
-            self._checksum.update(out[start : end - CHECKSUM_BYTES])
-            out[end - CHECKSUM_BYTES : end] = self._checksum.intdigest().to_bytes(CHECKSUM_BYTES, "little")
+            self._checksum = crc32c(out[start : end - CHECKSUM_BYTES], self._checksum)
+            out[end - CHECKSUM_BYTES : end] = self._checksum.to_bytes(CHECKSUM_BYTES, "little")
         return end
 
     def _write_tail(self, out: memoryview, position: int, part: Part) -> int:

@@ -4,7 +4,7 @@ The header of a record batch depends only on its schema, its number of rows and 
 batches of one size it is a constant. A frame is that header, the body, and a checksum in the last 8 bytes of the body, where no
 buffer lies and every Arrow reader passes over it (an empty batch has no body, and so no checksum):
 
-    prefix and header | embedding rows | cps | index | file_path | XXH3-64 of all before, little endian
+    prefix and header | embedding rows | cps | index | file_path | CRC-32C of all before, 8 bytes little endian
 """
 
 import struct
@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
-import xxhash
+from crc32c import crc32c
 
 from cpstream_client.wire import CHECKSUM_BYTES, Column, Dtype, batch_schema
 
@@ -25,13 +25,13 @@ class Frame:
     """The constant part of a record batch message. Offsets count from the start of the frame, in bytes.
 
     offsets: where each column's values begin; file_path has two, "file_path" for its (rows + 1,) int32 offsets and
-    "file_path.data". head_checksum: state of the checksum after the header; copy it, never update it.
+    "file_path.data". head_checksum: that of the header alone, to go on from.
     """
 
     header: bytes
     offsets: dict[str, int]
     nbytes: int
-    head_checksum: xxhash.xxh3_64
+    head_checksum: int
 
 
 @lru_cache(maxsize=1024)
@@ -55,7 +55,7 @@ def frame(dim: int, dtype: Dtype, columns: tuple[Column, ...], num_rows: int, pa
     if checksum_bytes:
         _add_to_body_length(message, body_bytes, checksum_bytes)
     header = bytes(message[:header_bytes])
-    return Frame(header, offsets, len(message) + checksum_bytes, xxhash.xxh3_64(header))
+    return Frame(header, offsets, len(message) + checksum_bytes, crc32c(header))
 
 
 def _zero_batch(schema: pa.Schema, num_rows: int, path_bytes: int) -> pa.RecordBatch:

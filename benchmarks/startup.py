@@ -1,5 +1,6 @@
 """How long until the service is ready, and what reading the source costs. Every figure comes from a process of its own."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -54,6 +55,7 @@ def measure_start(bench: Bench) -> Iterator[Finding]:
         for number in bench.starts("service"):
             shutil.rmtree(folder / "snapshots", ignore_errors=True)
             for times in (cold, warm):
+                os.sync()
                 with serving(source, folder / "snapshots") as service:
                     took = service.start_s
                 if number:
@@ -102,6 +104,7 @@ def _lists(bench: Bench, folder: Path) -> Path:
 
 def open_s(source: Path, snapshot_dir: Path) -> float:
     """Seconds that a new process takes to open the source, its imports done."""
+    os.sync()  # or its fsyncs would wait for what the benchmark itself has written
     return float(answer([sys.executable, "-c", OPEN, str(source), str(snapshot_dir)]))
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from cpstream_client.wire import AlignmentReport, Dropped
 
@@ -57,6 +58,17 @@ class AlignedSplit:
         for low in range(0, len(self), rows):
             out[low : low + rows] = self.gather(low, low + rows)
         return out
+
+    @cached_property
+    def arrow_paths(self) -> pa.StringArray:
+        """The file paths as Arrow has them. Raises ValueError when they exceed 2 GB together."""
+        # Not by pa.array, which imports pandas where that is installed: two seconds.
+        encoded = [path.encode() for path in self.file_paths]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        if len(ends) and ends[-1] > np.iinfo(np.int32).max:
+            raise ValueError(f"the paths of split {self.name!r} exceed 2 GB")
+        offsets = np.concatenate([[0], ends]).astype("<i4")
+        return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pyarrow as pa
 from blake3 import blake3
 
 from .align import AlignedSplit
@@ -189,7 +188,7 @@ def _fingerprint_of(splits: list[AlignedSplit]) -> str:
         rows = rows_per_chunk(split.dimension)
         gathered = (split.gather(low, low + rows) for low in range(0, len(split), rows))
         shape = (len(split), split.dimension)
-        fingerprints[split.name] = split_fingerprint(shape, gathered, split.cps, pa.array(split.file_paths, pa.string()))
+        fingerprints[split.name] = split_fingerprint(shape, gathered, split.cps, split.arrow_paths)
     return dataset_fingerprint(fingerprints)
 
 

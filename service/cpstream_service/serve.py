@@ -83,7 +83,7 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         factory,
         factory=True,
         workers=settings.workers,
-        # Not uvloop: no faster here, and it keeps the GIL while the kernel copies a chunk, which threads could use that wait for a disk.
+        # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
         loop="asyncio",
         http="httptools",
         ws="none",

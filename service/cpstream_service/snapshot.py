@@ -160,10 +160,7 @@ def write_snapshot(
     for split in splits:
         folder = temporary / _folder_of(split.name)
         folder.mkdir()
-        file_paths = pa.array(split.file_paths, pa.string())
-        if not isinstance(file_paths, pa.StringArray):  # pyarrow splits what exceeds 2 GB into chunks
-            raise ValueError(f"the paths of split {split.name!r} exceed 2 GB")
-        fingerprint = _write_split(folder, split, file_paths, progress)
+        fingerprint = _write_split(folder, split, progress)
         info = _info(split, fingerprint, source)
         entries.append({"name": split.name, "info": info.to_json(), "report": split.report.to_json()})
     body = {
@@ -185,7 +182,7 @@ def write_snapshot(
     return target
 
 
-def _write_split(folder: Path, split: AlignedSplit, file_paths: pa.StringArray, progress: bool) -> str:
+def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     """Write one split's files. Returns its fingerprint."""
     count, dimension = len(split), split.dimension
     with _synced(folder / EMBEDDINGS) as file:
@@ -202,11 +199,11 @@ def _write_split(folder: Path, split: AlignedSplit, file_paths: pa.StringArray, 
                 bar.update(len(piece))
             bar.close()
 
-        fingerprint = split_fingerprint((count, dimension), written(), split.cps, file_paths)
+        fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths)
     with _synced(folder / CPS) as file:
         np.save(file, split.cps.astype("<f4", copy=False))
     with _synced(folder / FILE_PATHS) as file:
-        batch = pa.record_batch([file_paths], names=["file_path"])
+        batch = pa.record_batch([split.arrow_paths], names=["file_path"])
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
     _sync_folder(folder)

@@ -1,5 +1,6 @@
 """Pooled buffers: no byte changes while anything refers to it, in a transport or in a loop's hands, and all come back."""
 
+import asyncio
 import http.client
 import itertools
 import socket
@@ -160,6 +161,38 @@ def _status(url: str, path: str) -> int:
     status = connection.getresponse().status
     connection.close()
     return status
+
+
+def test_many_streams_take_turns_with_the_event_loop(snapshot: Snapshot) -> None:
+    """A health check needs a few rounds of the event loop: each may hold one chunk, however many streams there are."""
+    server = BatchServer(snapshot, ServeSettings())
+    gathered = 0
+
+    def chunks() -> Iterator[Bytes]:
+        nonlocal gathered
+        while True:
+            gathered += 1
+            yield np.zeros(1, np.uint8)
+
+    async def read() -> None:
+        async for _ in server.gathered(chunks(), 20):
+            pass
+
+    async def most_in_a_round() -> int:
+        streams = [asyncio.ensure_future(read()) for _ in range(16)]
+        await asyncio.sleep(0)  # the first chunk of each, which for small replies is the only one
+        most = 0
+        while not all(stream.done() for stream in streams):
+            before = gathered
+            await asyncio.sleep(0)
+            most = max(most, gathered - before)
+        return most
+
+    try:
+        assert asyncio.run(most_in_a_round()) == 1
+        assert gathered == 16 * 20
+    finally:
+        server.close()
 
 
 def test_head_takes_no_stream(snapshot: Snapshot) -> None:

@@ -4,20 +4,18 @@ An npy source is keyed by the content of its files. A Chroma database has no ver
 when it cannot be reached, the last good snapshot of the same settings serves.
 """
 
-import gc
 import glob
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from blake3 import blake3
 
 from .align import AlignedSplit
+from .collector import gc_paused
 from .errors import DataError, SourceUnavailableError
 from .fingerprint import HEX_DIGITS, dataset_fingerprint, file_hash, rows_per_chunk, split_fingerprint
 from .prepare import align_all, cps_path, npy_path, refuse
@@ -53,7 +51,7 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
     """
     try:
         settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
-        with _no_garbage_collection():
+        with gc_paused():
             loaded = _load_npy(settings, progress) if settings.source_type == "npy" else _load_chroma(settings, progress)
     except OSError as error:
         raise DataError(
@@ -63,18 +61,6 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
     refuse(settings, tuple(loaded.snapshot.reports.values()))
     remove_outdated(settings.snapshot_dir, identity_of(settings), loaded.snapshot.path)
     return loaded
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Reading makes millions of objects and hardly a cycle; to look for those again and again takes a quarter of the time."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def identity_of(settings: DataSettings) -> str:

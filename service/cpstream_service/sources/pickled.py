@@ -5,16 +5,15 @@ have no behaviour but to keep what they are given. Handing out numpy's own const
 enough: a crafted dtype state makes numpy take bytes of the file for object pointers.
 """
 
-import gc
 import pickle
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import prod
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ..collector import gc_paused
 
 _STRUCT_ORDER = {"<": "<", ">": ">", "=": "=", "|": "="}
 _STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
@@ -30,7 +29,7 @@ def load_pickle(file: IO[bytes]) -> Any:
 
     Raises NotAllowedError, EOFError, pickle.UnpicklingError, or whatever else a damaged pickle leads to.
     """
-    with _gc_paused():
+    with gc_paused():
         return _Unpickler(file).load()
 
 
@@ -177,15 +176,3 @@ _ALLOWED: dict[tuple[str, str], type] = {
     **dict.fromkeys(_names("multiarray", "scalar"), _Scalar),
     **dict.fromkeys(_names("numeric", "_frombuffer"), _FromBuffer),
 }
-
-
-@contextmanager
-def _gc_paused() -> Iterator[None]:
-    """Unpickling makes millions of objects and no garbage; the collector would walk them all again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 from crc32c import crc32c
 
-from cpstream_client import BatchQuery, Client, messages
-from cpstream_service import batches, frames
+from cpstream_client import BatchQuery, Client
+from cpstream_client.stream import messages
+from cpstream_service.batches import frames
+from cpstream_service.batches import gather as batches
 from cpstream_service.serve import serve
 from cpstream_service.settings import DataSettings, ServeSettings
 

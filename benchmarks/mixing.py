@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cpstream_client.plan import BLOCK_ROWS, WINDOW_BLOCKS, Plan, Shuffle
+from cpstream_client.contract.plan import BLOCK_ROWS, WINDOW_BLOCKS, Plan, Shuffle
 
 BATCH_SIZE = 256
 EPOCHS = 5

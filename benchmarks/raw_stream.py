@@ -3,7 +3,7 @@
 import socket
 import time
 
-from cpstream_client.wire import BatchQuery, split_path
+from cpstream_client.contract.wire import BatchQuery, split_path
 
 from .data import SPLIT
 from .service import Service

@@ -17,7 +17,7 @@ import sys, time
 from pathlib import Path
 import uvicorn
 from cpstream_service.app import create_app
-from cpstream_service.load import load
+from cpstream_service.snapshot.load import load
 from cpstream_service.settings import DataSettings, ServeSettings
 started = time.perf_counter()
 loaded = load(DataSettings(source_path=Path(sys.argv[1]), snapshot_dir=Path(sys.argv[2])))

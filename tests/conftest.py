@@ -31,9 +31,9 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cpstream_service.app import create_app
-from cpstream_service.load import load
 from cpstream_service.settings import DataSettings, ServeSettings
-from cpstream_service.snapshot import Snapshot
+from cpstream_service.snapshot.load import load
+from cpstream_service.snapshot.store import Snapshot
 
 DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
 

@@ -1,5 +1,8 @@
 """cpstream's client: `Client` for numpy and Arrow; `cpstream_client.torch` for training (needs cpstream[torch])."""
 
+from .client import Client
+from .contract.plan import Plan
+from .contract.wire import AlignmentReport, BatchQuery, CpsStats, Dropped, SplitInfo
 from .errors import (
     CorruptedError,
     CpstreamError,
@@ -12,11 +15,8 @@ from .errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from .http import Client
-from .plan import Plan
-from .reader import Batch
-from .retry import Retry
-from .wire import AlignmentReport, BatchQuery, CpsStats, Dropped, SplitInfo
+from .stream.reader import Batch
+from .transport.retry import Retry
 
 __all__ = [
     "AlignmentReport",

@@ -17,7 +17,7 @@ The text of an error that came over the network ends with the URL and the reques
 import re
 from typing import Final
 
-from .wire import ErrorCode, Problem
+from .contract.wire import ErrorCode, Problem
 
 _ORIGIN: Final = re.compile(
     r" \[(?P<status>\d{3}) (?P<code>[\w-]+); (?P<url>\S+); request (?P<request_id>[^\s;\]]+)"

@@ -15,7 +15,7 @@ def main() -> None:
     if missing:
         print(f"cpstream: missing {', '.join(missing)}; run: pip install 'cpstream[service]'", file=sys.stderr)  # noqa: T201
         raise SystemExit(1)
-    from .cli import run
+    from .cli.app import run
 
     run()
 

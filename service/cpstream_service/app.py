@@ -7,18 +7,16 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from . import health, problems
-from .batch_routes import router
-from .digests import Digests
-from .downloads import Downloads
-from .drain import Drain
-from .gate import Gate
-from .observability import Metrics, Observability
+from .api import problems
+from .api.drain import Drain
+from .api.files import Downloads
+from .api.middleware import Digests, Gate, InternalErrors, Shortcuts
+from .api.observability import Metrics, Observability
+from .api.routes import batches, downloads, health, splits
+from .api.state import Service
+from .batches.server import BatchServer
 from .settings import ServeSettings
-from .shortcuts import Shortcuts
-from .snapshot import Snapshot
-from .state import Service
-from .streams import BatchServer
+from .snapshot.store import Snapshot
 
 DESCRIPTION = """\
 Speech embeddings aligned with their speech rate (CPS, characters per second), streamed to remote trainers.
@@ -45,14 +43,14 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batch_server, downloads = BatchServer(snapshot, settings), Downloads(snapshot)
-        app.state.service = Service(snapshot, settings, batch_server, downloads, metrics, drain, shortcuts, stale_reason)
+        batch_server, files = BatchServer(snapshot, settings), Downloads(snapshot)
+        app.state.service = Service(snapshot, settings, batch_server, files, metrics, drain, shortcuts, stale_reason)
         for split in snapshot.splits.values():
             metrics.split_samples.labels(split.name, split.fingerprint).set(split.info.num_samples)
         with drain.on_signals():
             yield
         batch_server.close()
-        downloads.close()
+        files.close()
 
     app = FastAPI(
         title="cpstream",
@@ -71,13 +69,13 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         middleware=[  # outermost first
             Middleware(Observability, metrics=metrics),
             Middleware(Digests),
-            Middleware(problems.InternalErrors),
+            Middleware(InternalErrors),
             Middleware(drain.middleware),
             Middleware(Gate, token=settings.token, is_draining=lambda: drain.draining),
             Middleware(shortcuts.middleware),
         ],
     )
     problems.install(app)
-    app.include_router(health.router)
-    app.include_router(router)  # with those of routes.py, whose router it extends
+    for resources in (health, splits, downloads, batches):
+        app.include_router(resources.router)
     return app

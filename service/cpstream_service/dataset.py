@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpstream_client.wire import AlignmentReport
+from cpstream_client.contract.wire import AlignmentReport
 
-from .prepare import align_all, refuse
+from .align.splits import align_all, refuse
 from .settings import DataSettings
 
 

@@ -7,7 +7,10 @@
 Each message names the file, the row or key, and the remedy.
 """
 
-from cpstream_client.wire import AlignmentReport
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cpstream_client.contract.wire import AlignmentReport
 
 
 class DataError(Exception):
@@ -27,3 +30,74 @@ class AlignmentError(DataError):
 
 class SourceUnavailableError(DataError):
     """The source cannot be reached now."""
+
+
+class RequestError(Exception):
+    """A request that cannot be answered. extra: further members of the problem; headers: further headers of the reply."""
+
+    def __init__(self, detail: str, *, extra: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.detail, self.extra, self.headers = detail, dict(extra or {}), dict(headers or {})
+
+
+class UnknownSplit(RequestError):
+    """The split in the path is not served."""
+
+    def __init__(self, split: str, served: Sequence[str]) -> None:
+        super().__init__(f"split {shown(split)} is not served; splits: {', '.join(served)}")
+
+
+class NotFound(RequestError):
+    """Nothing is served under this path."""
+
+
+class InvalidParameter(RequestError):
+    """A parameter or the body is malformed or out of range."""
+
+
+class IndexOutOfRange(RequestError):
+    """A sample index, offset or step outside the split."""
+
+
+class RangeNotSatisfiable(RequestError):
+    """The Range header asks for bytes beyond the end."""
+
+
+class DatasetChanged(RequestError):
+    """The fingerprint pinned by the request is not the one served."""
+
+    def __init__(self, split: str, expected: str, actual: str) -> None:
+        super().__init__(
+            f"split {split!r} has fingerprint {actual}, not {expected} as pinned by the request: the data was replaced; "
+            "start again with the new fingerprint, or have the old data served",
+            extra={"expected": expected, "actual": actual},
+        )
+
+
+class Unauthorized(RequestError):
+    """No bearer token, or a wrong one."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+class NotAcceptable(RequestError):
+    """The Accept header excludes every representation that there is."""
+
+
+class PayloadTooLarge(RequestError):
+    """The request's body or its reply exceeds a limit."""
+
+
+class Overloaded(RequestError):
+    """Too many batch streams are open."""
+
+
+class Draining(RequestError):
+    """The service is shutting down."""
+
+
+def shown(value: object) -> str:
+    """A value of the client's for a detail, not too much of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

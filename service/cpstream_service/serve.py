@@ -10,19 +10,18 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from .api.observability import MULTIPROCESS_DIR
 from .app import create_app
-from .load import load
-from .logs import logging_config
-from .observability import MULTIPROCESS_DIR
 from .settings import DataSettings, ServeSettings
-from .snapshot import Snapshot, open_snapshot
+from .snapshot.load import load
+from .snapshot.store import Snapshot, open_snapshot
 
 logger = logging.getLogger("cpstream.service")
 
@@ -153,3 +152,26 @@ def _announce(sock: socket.socket, settings: ServeSettings) -> None:
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
+
+
+def logging_config(settings: ServeSettings) -> dict[str, Any]:
+    """For logging.config.dictConfig, in this process and, through uvicorn, in each worker."""
+    level = settings.log_level.upper()
+    formatters = {
+        "text": {"format": "%(asctime)s %(levelname)-7s %(message)s"},
+        "json": {
+            "()": "pythonjsonlogger.json.JsonFormatter",
+            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s %(process)d",
+            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "process": "pid"},
+            "datefmt": "%Y-%m-%dT%H:%M:%S%z",
+        },
+    }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": formatters,
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format, "stream": "ext://sys.stderr"}},
+        "root": {"handlers": ["stderr"], "level": "WARNING"},
+        # uvicorn's own lines about starting and stopping only repeat what the service says itself
+        "loggers": {"cpstream": {"level": level}, "uvicorn": {"level": level if level == "DEBUG" else "WARNING"}},
+    }

@@ -21,9 +21,8 @@ from chromadb.errors import ChromaError, NotFoundError
 from tqdm import tqdm
 
 from ..errors import DataError, SourceUnavailableError
-from ..reasons import Reason
 from ..settings import DataSettings
-from . import RowProblem, SourceSplit, common_dimension, path_problem
+from .rows import Reason, RowProblem, SourceSplit, common_dimension, path_problem
 
 PAGE_ROWS = 2000
 """Rows of a request: 1000 to 5000 measure alike, fewer and more are slower, and from 32 766 on SQLite refuses."""

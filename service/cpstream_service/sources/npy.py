@@ -12,9 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..reasons import Reason
-from . import ByteRows, RowProblem, SourceSplit, common_dimension, path_problem
 from .pickled import Array, NotAllowedError, load_pickle
+from .rows import ByteRows, Reason, RowProblem, SourceSplit, common_dimension, path_problem
 
 FILE_NAME = "numpy_embs.npy"
 _IN_EMPTY_PATHS = frozenset("./\\")

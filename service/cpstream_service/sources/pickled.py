@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..collector import gc_paused
+from .rows import gc_paused
 
 _STRUCT_ORDER = {"<": "<", ">": ">", "=": "=", "|": "="}
 _STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}

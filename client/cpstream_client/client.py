@@ -1,0 +1,254 @@
+"""Client: what the service holds, and batches of it as numpy or Arrow, without torch.
+
+Small JSON replies and the batch stream share one HTTP layer (connection.py), and so one way of failing, retrying and
+authorising.
+"""
+
+import os
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from tqdm import tqdm
+
+from .buffers import BufferPool
+from .contract.wire import (
+    API_PREFIX,
+    ARROW_STREAM,
+    DEFAULT_COLUMNS,
+    JSON,
+    OCTET_STREAM,
+    AlignmentReport,
+    BatchQuery,
+    Column,
+    Dtype,
+    SplitInfo,
+    batch_schema,
+    split_path,
+)
+from .errors import CorruptedError, CpstreamError
+from .stream.course import Course, cut, trim
+from .stream.fetch import EpochFetcher
+from .stream.reader import Batch, Expected, read_batches
+from .transport.connection import Connection
+from .transport.endpoints import Endpoint
+from .transport.retry import Patience, Retry
+from .transport.service import Service
+
+T = TypeVar("T")
+
+
+class Client:
+    """A service, seen from a machine that trains or looks. Picklable; connections open lazily, per process.
+
+    url: of the service, or of several replicas of it; token: as the service's --token (default: CPSTREAM_TOKEN);
+    timeout_s: seconds without a byte after which a connection counts as broken; retry: how long to keep trying.
+
+    Every method raises TransportError when the service cannot be reached and ServiceError when it refuses.
+    """
+
+    def __init__(
+        self, url: str | Sequence[str], *, token: str | None = None, timeout_s: float = 30.0, retry: Retry | None = None
+    ) -> None:
+        self.service = Service.at(url, token or os.environ.get("CPSTREAM_TOKEN"), timeout_s, retry)
+        self._met = False
+        self._open()
+
+    def _open(self) -> None:
+        self._process = os.getpid()
+        self._idle: dict[Endpoint, deque[Connection]] = {endpoint: deque() for endpoint in self.service.endpoints}
+        self._pool = BufferPool(max_idle=8)
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
+
+    def __getstate__(self) -> tuple[Service, bool]:
+        return self.service, self._met
+
+    def __setstate__(self, state: tuple[Service, bool]) -> None:
+        self.service, self._met = state
+        self._open()
+
+    def __repr__(self) -> str:
+        return f"Client({', '.join(endpoint.url for endpoint in self.service.endpoints)})"
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; another call opens new ones."""
+        _close_all(self._idle)
+
+    # What the service holds
+
+    def splits(self) -> list[SplitInfo]:
+        """All splits, as served now."""
+        return [SplitInfo.from_json(body) for body in self._json(f"{API_PREFIX}/splits")["splits"]]
+
+    def split(self, split: str, *, fingerprint: str | None = None) -> SplitInfo:
+        """One split, as served now. Raises NotFoundError when there is no such split, DatasetChanged when it is other data."""
+        return SplitInfo.from_json(self._json(split_path(split), {"fingerprint": fingerprint} if fingerprint else None))
+
+    def alignment(self, split: str) -> AlignmentReport:
+        """What was matched, and what was dropped and why."""
+        return AlignmentReport.from_json(self._json(split_path(split, "alignment")))
+
+    def rows(self, split: str, offset: int = 0, length: int = 100) -> dict[str, Any]:
+        """A page of index, file_path and cps, with the total, as JSON."""
+        page: dict[str, Any] = self._json(split_path(split, "rows"), {"offset": str(offset), "length": str(length)})
+        return page
+
+    def plan(self, split: str, step: int, query: BatchQuery | None = None) -> dict[str, Any]:
+        """The audit of a batch, as JSON: which samples every rank gets at this step of the query's epoch."""
+        every_rank = replace(
+            query or BatchQuery(), rank=0, limit=None, worker=0, num_workers=1, dtype="float32", columns=DEFAULT_COLUMNS
+        )
+        audit: dict[str, Any] = self._json(split_path(split, "plan"), {**every_rank.to_params(), "step": str(step)})
+        return audit
+
+    def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:
+        """The file paths of a split, by index. info: the split as known, to pin its data."""
+        paths: list[str] = []
+        for batch in self.batches(split, BatchQuery(batch_size=4096, columns=("file_path",)), info=info):
+            paths += batch.file_paths or ()
+        return paths
+
+    # Samples
+
+    def batches(self, split: str, query: BatchQuery | None = None, *, info: SplitInfo | None = None) -> Iterator[Batch]:
+        """The batches of a query, in order, verified, resumed after faults. info: the split as known, to pin its data."""
+        info = info or self.split(split)
+        course = Course(query or BatchQuery(), info)
+        fetcher = EpochFetcher(self.service, course, self._pool, turn=os.getpid())
+        return cut(trim(fetcher, course), course.batch_size)
+
+    def record_batches(self, split: str, query: BatchQuery | None = None) -> Iterator[pa.RecordBatch]:
+        """The same as Arrow record batches with the columns of the query."""
+        query = query or BatchQuery()
+        info = self.split(split)
+        schema = batch_schema(info.embedding_dim, query.dtype, query.columns)
+        for batch in self.batches(split, query, info=info):
+            yield _to_arrow(batch, schema)
+
+    def take(
+        self,
+        split: str,
+        indices: npt.ArrayLike,
+        *,
+        dtype: Dtype = "float32",
+        columns: tuple[Column, ...] = DEFAULT_COLUMNS,
+        info: SplitInfo | None = None,
+    ) -> Batch:
+        """The samples at any indices, in the order asked. indices (B,) integers in [0, num_samples).
+
+        Raises InvalidRequestError (index-out-of-range) when one is outside the split, TypeError when they are not integers.
+        """
+        given = np.asarray(indices)
+        if given.size and given.dtype.kind not in "iu":
+            raise TypeError(f"the indices are {given.dtype}; they must be whole numbers")
+        wanted = np.ascontiguousarray(given, dtype="<i8").reshape(-1)
+        body = wanted.tobytes()
+        info = info or self.split(split)
+        query = BatchQuery(batch_size=max(1, len(wanted)), dtype=dtype, columns=(*columns, "index"))
+        params = {"dtype": dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
+        metadata = {"split": split, "fingerprint": info.fingerprint, "num_rows": str(len(wanted))}
+        expected = Expected(info.embedding_dim, dtype, query.columns, metadata)
+
+        def ask(connection: Connection) -> Batch:
+            connection.send("POST", split_path(split, "take"), params, ARROW_STREAM, body, OCTET_STREAM)
+            response = connection.receive(ARROW_STREAM)
+            (batch,) = read_batches(connection, response, expected, [len(wanted)], self._pool)
+            if batch.index is None or batch.index.tobytes() != body:
+                raise CorruptedError(f"{connection.url}: the reply holds other samples than those asked for")
+            return batch if "index" in columns else replace(batch, index=None)
+
+        return self._retried(ask)
+
+    def load(self, split: str, *, dtype: Dtype = "float32", info: SplitInfo | None = None) -> Batch:
+        """A whole split: embeddings (N, D), cps (N,), index (N,). A progress bar appears when it takes longer than 2 s."""
+        info = info or self.split(split)
+        n = info.num_samples
+        embeddings = np.empty((n, info.embedding_dim), dtype)
+        cps = np.empty(n, np.float32)
+        at = 0
+        with tqdm(total=n, desc=f"downloading {split}", unit=" samples", unit_scale=True, delay=2, leave=False) as bar:
+            for batch in self.batches(split, BatchQuery(batch_size=1024, dtype=dtype, columns=("embedding", "cps")), info=info):
+                embeddings[at : at + batch.num_rows] = batch.embeddings
+                cps[at : at + batch.num_rows] = batch.cps
+                at += batch.num_rows
+                bar.update(batch.num_rows)
+        return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
+
+    def _json(self, path: str, params: dict[str, str] | None = None) -> Any:
+        def ask(connection: Connection) -> Any:
+            connection.send("GET", path, params or {}, JSON)
+            return connection.read_json(connection.receive(JSON))
+
+        return self._retried(ask)
+
+    def _retried(self, ask: Callable[[Connection], T]) -> T:
+        if self._process != os.getpid():  # forked: the parent's sockets are not ours
+            self._finalizer()
+            self._open()
+        replicas = self.service.replicas
+        patience = Patience(self.service.retry, len(replicas), is_contact=not self._met)
+        while True:
+            endpoint = replicas.choose(self._process)  # so that the processes of a machine spread over the endpoints
+            connection = self._idle_connection(endpoint)
+            try:
+                result = ask(connection)
+            except CpstreamError as error:
+                connection.close()
+                replicas.failed(endpoint)
+                time.sleep(patience.wait_s(error, endpoint.url))
+            except BaseException:
+                connection.close()  # half a reply may be on its way
+                raise
+            else:
+                connection.release()
+                self._idle[endpoint].append(connection)
+                replicas.worked(endpoint)
+                self._met = True
+                return result
+
+    def _idle_connection(self, endpoint: Endpoint) -> Connection:
+        try:
+            return self._idle[endpoint].pop()
+        except IndexError:
+            return self.service.connection(endpoint)
+
+
+def _close_all(idle: Mapping[Endpoint, deque[Connection]]) -> None:
+    for connections in idle.values():
+        while connections:
+            connections.pop().close()
+
+
+def _to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
+    arrays = []
+    for field in schema:
+        if field.name == "embedding":
+            values = pa.array(batch.embeddings.reshape(-1), field.type.value_type)  # type: ignore[union-attr]
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=field.type))
+        else:
+            value = {"cps": batch.cps, "index": batch.index, "file_path": batch.file_paths}[field.name]
+            arrays.append(pa.array(value, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+DELAY_S = 2.0
+
+
+def progress_bar(what: str, total: int) -> "tqdm[None]":
+    """A bar that counts samples. Silent where standard error is no terminal, as in a job's log."""
+    return tqdm(
+        total=total, desc=what, unit=" samples", unit_scale=True, delay=DELAY_S, leave=False, disable=not sys.stderr.isatty()
+    )

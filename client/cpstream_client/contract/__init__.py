@@ -1,0 +1,1 @@
+"""What service and client agree on."""

@@ -1,0 +1,1 @@
+"""An epoch fetched ahead, kept, resumed."""

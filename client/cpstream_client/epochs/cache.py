@@ -1,0 +1,165 @@
+"""Samples kept where they are used: the first epoch fills a cache while it streams, later ones gather from it.
+
+A cache holds one split of one fingerprint and dtype. It is filled in whatever order samples arrive and knows which it has, so
+that an epoch that was left, or one rank of several, leaves a usable part. The order of samples is never the cache's affair: it
+is asked for indices, and the plan says which.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from crc32c import crc32c
+
+from ..buffers import BufferPool
+from ..contract.plan import Indices
+from ..contract.wire import Dtype, SplitInfo
+from ..stream.reader import Batch
+
+_IDLE_BUFFERS = 64
+_CHECKSUM_BLOCK_BYTES = 64 * 1024**2
+
+
+class SplitCache(Protocol):
+    """Where batches of a split are kept. embeddings (N, D) and cps (N,) by index."""
+
+    dtype: Dtype
+
+    def missing(self, among: Indices | None = None) -> Indices:
+        """Which of these indices (by default: of all, ascending) have not been put yet. (M,) int64."""
+
+    def put(self, batch: Batch) -> None:
+        """Keep a batch, which must have its index column."""
+
+    def gather(self, indices: Indices) -> Batch:
+        """The samples at these indices, which must have been put, in this order. Valid for as long as it is referred to."""
+
+
+class MemoryCache:
+    """A split in this process's memory. Gathers at the speed of np.take."""
+
+    def __init__(self, info: SplitInfo, dtype: Dtype) -> None:
+        self.dtype: Dtype = dtype
+        n = info.num_samples
+        self._embeddings: Any = np.empty((n, info.embedding_dim), dtype)
+        self._cps: Any = np.empty(n, np.float32)
+        self._has: Any = np.zeros(n, np.bool_)
+        self._pool = BufferPool(_IDLE_BUFFERS)
+
+    def missing(self, among: Indices | None = None) -> Indices:
+        return np.flatnonzero(~self._has) if among is None else among[~self._has[among]]
+
+    def put(self, batch: Batch) -> None:
+        assert batch.index is not None  # noqa: S101 - the caller asked for the column
+        self._embeddings[batch.index] = batch.embeddings
+        self._cps[batch.index] = batch.cps
+        self._has[batch.index] = True  # last: another process that maps the same memory must not see it before the row
+
+    def gather(self, indices: Indices) -> Batch:
+        row_bytes = self._embeddings.shape[1] * self._embeddings.itemsize
+        lease = self._pool.lease(max(1, len(indices) * row_bytes))
+        rows = lease[: len(indices) * row_bytes].view(self._embeddings.dtype).reshape(len(indices), -1)
+        if len(indices):
+            # mode="raise" would gather elsewhere first and copy; the indices come from a plan
+            np.take(self._embeddings, indices, axis=0, out=rows, mode="clip")
+        else:
+            rows = rows.reshape(0, self._embeddings.shape[1])
+        return Batch(rows, self._cps[indices], indices, None, len(indices), rows.nbytes)
+
+
+class FileCache(MemoryCache):
+    """A split in a folder of `directory`, memory-mapped, shared by all processes and later runs.
+
+    <directory>/<fingerprint>-<dtype>/ appears, by one rename, when the split is complete. Until then processes fill
+    <...>.partial together: all write the same bytes. A .partial folder that no living process holds is begun anew, because
+    after a crash of the machine nobody knows which of its pages reached the disk. A complete one is checked by its checksum.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], info: SplitInfo, dtype: Dtype) -> None:
+        self._final = Path(directory).expanduser() / f"{info.fingerprint}-{dtype}"
+        self._partial = self._final.with_name(self._final.name + ".partial")
+        self._pool = BufferPool(_IDLE_BUFFERS)
+        self._release: Callable[[], object] | None = None  # while the split is not complete: lets go of the partial folder
+        self._shape = (info.num_samples, info.embedding_dim)
+        self.dtype = dtype
+        if self._open_final():
+            return
+        self._join_partial()
+
+    def put(self, batch: Batch) -> None:
+        super().put(batch)
+        if self._release is not None and self._has.all():
+            self._finish()
+
+    def _open_final(self) -> bool:
+        if not self._final.is_dir():
+            return False
+        try:
+            manifest = json.loads((self._final / "manifest.json").read_text())
+            self._map(self._final, "r")
+            sound = manifest["checksum"] == self._checksum()
+        except (OSError, ValueError, KeyError):
+            sound = False
+        if not sound:  # altered or damaged on disk
+            shutil.rmtree(self._final, ignore_errors=True)
+            return False
+        self._has = np.ones(self._shape[0], np.bool_)
+        return True
+
+    def _join_partial(self) -> None:
+        self._partial.mkdir(parents=True, exist_ok=True)
+        lock = os.open(self._partial / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._release = weakref.finalize(self, os.close, lock)  # the lock is held for as long as this cache is used
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for whoever is just beginning it
+        else:
+            self._begin()
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        self._map(self._partial, "r+")
+        self._has = np.memmap(self._partial / "has", np.bool_, "r+", shape=(self._shape[0],))
+
+    def _begin(self) -> None:
+        n, dim = self._shape
+        sizes = {"embeddings": n * dim * np.dtype(self.dtype).itemsize, "cps": n * 4, "has": n}
+        for name, nbytes in sizes.items():
+            with open(self._partial / name, "wb") as file:
+                file.truncate(nbytes)  # sparse: takes space as it is filled
+
+    def _map(self, folder: Path, mode: Literal["r", "r+"]) -> None:
+        self._embeddings = np.memmap(folder / "embeddings", self.dtype, mode, shape=self._shape)
+        self._cps = np.memmap(folder / "cps", np.float32, mode, shape=self._shape[:1])
+
+    def _checksum(self) -> str:
+        checksum = 0
+        for array in (self._embeddings, self._cps):
+            flat = array.reshape(-1).view(np.uint8)
+            for low in range(0, flat.size, _CHECKSUM_BLOCK_BYTES):
+                checksum = crc32c(flat[low : low + _CHECKSUM_BLOCK_BYTES].data, checksum)
+        return f"crc32c:{checksum:08x}"
+
+    def _finish(self) -> None:
+        """Make the complete partial folder the final one. Whoever comes second finds it done."""
+        for array in (self._embeddings, self._cps):
+            array.flush()
+        manifest = {"checksum": self._checksum(), "num_samples": self._shape[0], "embedding_dim": self._shape[1]}
+        with tempfile.NamedTemporaryFile("w", dir=self._partial, suffix=".json", delete=False) as file:
+            json.dump(manifest, file)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.replace(file.name, self._partial / "manifest.json")
+            self._partial.rename(self._final)
+        except OSError:  # another process finished first; what is mapped stays valid
+            shutil.rmtree(self._partial, ignore_errors=True)
+        if self._release is not None:
+            self._release()
+            self._release = None

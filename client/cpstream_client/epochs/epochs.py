@@ -1,0 +1,107 @@
+"""Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..buffers import BufferPool, Bytes, allocate_aligned
+from ..client import Client, progress_bar
+from ..contract.plan import Indices
+from ..contract.wire import BatchQuery, SplitInfo
+from ..errors import TransportError, UnavailableError
+from ..stream.course import Course, trim
+from ..stream.fetch import EpochFetcher
+from ..stream.reader import Batch
+from ..transport.retry import Retry
+from .cache import SplitCache
+from .prefetch import prefetch
+
+IDLE_BUFFERS = 64
+_FILL_BYTES = 16 * 1024**2
+
+CacheOf = Callable[[SplitInfo], SplitCache]
+
+
+class Epochs:
+    """Iterates over queries of one split. Not picklable; one a process."""
+
+    def __init__(
+        self,
+        client: Client,
+        info: SplitInfo,
+        prefetch_bytes: int,
+        cache: SplitCache | None = None,
+        allocate: Callable[[int], Bytes] = allocate_aligned,
+    ) -> None:
+        self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
+        self._pool = BufferPool(IDLE_BUFFERS, allocate)
+        self._file_paths: list[str] = []
+
+    def records(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
+        """The samples of a query, in order, a few of its training batches in one. Closing it ends its thread and connections.
+
+        turn: which of several endpoints to prefer.
+        """
+        if self._cache is None:
+            yield from self._streamed(query, turn)
+            return
+        missing = self._cache.missing()
+        if 2 * len(missing) > self._info.num_samples:  # the first epoch, or as good as
+            yield from self._streamed(query, turn, self._cache)
+            return
+        self._fill(self._cache, missing)
+        self._check_fingerprint()
+        yield from self._gathered(self._cache, query)
+
+    def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
+        wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
+        course = Course(wanted, self._info)
+        fetcher = EpochFetcher(self._client.service, course, self._pool, turn)
+        # Kept in the fetching thread, while the loop computes.
+        items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
+        ahead = prefetch(items, self._prefetch_bytes, fetcher.abort)
+        try:
+            yield from trim(ahead, course)
+        finally:
+            ahead.close()
+
+    def _gathered(self, cache: SplitCache, query: BatchQuery) -> Iterator[Batch]:
+        plan = query.plan(self._info.num_samples)
+        order = plan.order()
+        for step in query.steps(plan.n):
+            batch = cache.gather(plan.batch(order, step).copy())  # the loop may keep or change its index column
+            if "file_path" in query.columns:
+                batch = replace(batch, file_paths=self._paths(batch.index))
+            yield batch
+
+    def _fill(self, cache: SplitCache, missing: Indices) -> None:
+        """Fetch what an epoch that was left, or the other ranks' shares of it, did not bring."""
+        per_request = max(1, _FILL_BYTES // (self._info.embedding_dim * 4))
+        with progress_bar(f"caching {self._info.split}", len(missing)) as bar:
+            for low in range(0, len(missing), per_request):
+                indices = missing[low : low + per_request]
+                cache.put(self._client.take(self._info.split, indices, dtype=cache.dtype, info=self._info))
+                bar.update(len(indices))
+
+    def _check_fingerprint(self) -> None:
+        """Raises DatasetChanged when the service holds other data now. One that is away cannot: the cache goes on."""
+        service = self._client.service
+        urls = [endpoint.url for endpoint in service.endpoints]
+        impatient = Client(urls, token=service.token, timeout_s=service.timeout_s, retry=Retry(timeout_s=0))
+        try:
+            impatient.split(self._info.split, fingerprint=self._info.fingerprint)
+        except (TransportError, UnavailableError):
+            return
+
+    def _paths(self, index: Indices | None) -> list[str]:
+        if not self._file_paths:
+            self._file_paths = self._client.file_paths(self._info.split, info=self._info)
+        return [self._file_paths[i] for i in np.asarray(index)]
+
+
+def _kept(batches: Iterable[Batch], cache: SplitCache) -> Iterator[Batch]:
+    for batch in batches:
+        cache.put(batch)
+        yield batch
+        del batch

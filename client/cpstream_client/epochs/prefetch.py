@@ -1,0 +1,102 @@
+"""Runs an iterator in a background thread, ahead of its consumer, within a byte budget."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from ..errors import CpstreamError
+
+_JOIN_TIMEOUT_S = 5.0
+_CHECK_EVERY_S = 1.0
+
+
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+T = TypeVar("T", bound=_Sized)
+
+
+def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> Generator[T, None, None]:
+    """The same items in the same order. At least one is fetched ahead, however large.
+
+    Any error in the thread is raised here, where the consumer is, after the items before it. Closing the generator (leaving the
+    loop, an exception, the end of the interpreter) calls `abort`, which must make the iterator return soon, and waits for the
+    thread.
+    """
+    queue = _Queue[T](max_bytes)
+    # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
+    thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
+    thread.start()
+    try:
+        yield from queue.drain(thread.is_alive)
+    finally:
+        queue.close()
+        abort()
+        if thread is not threading.current_thread():  # the garbage collector may run this anywhere
+            thread.join(_JOIN_TIMEOUT_S)
+
+
+class _Queue(Generic[T]):
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._items: deque[T] = deque()
+        self._held_bytes = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._ended = False
+        self._error: BaseException | None = None
+
+    def fill(self, items: Iterable[T]) -> None:
+        """The thread: ends when the items do, at their first error, or when the consumer has gone."""
+        try:
+            iterator = iter(items)
+            try:
+                self._take(iterator)
+            finally:
+                if isinstance(iterator, Generator):
+                    iterator.close()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _take(self, iterator: Iterator[T]) -> None:
+        for item in iterator:
+            with self._changed:
+                self._changed.wait_for(lambda: self._held_bytes < self._max_bytes or self._closed)
+                if self._closed:
+                    return
+                self._items.append(item)
+                self._held_bytes += item.nbytes
+                self._changed.notify_all()
+            del item  # or this thread would keep its buffer from being used again
+
+    def drain(self, is_filled: Callable[[], bool]) -> Iterator[T]:
+        """The consumer. is_filled: whether the thread lives; a forked process has the queue, but not the thread."""
+        while True:
+            with self._changed:
+                while not (self._items or self._ended):
+                    if not self._changed.wait(_CHECK_EVERY_S) and not is_filled() and not self._ended:
+                        raise CpstreamError(
+                            "the thread that fetches batches is gone; was the process forked in the middle of an epoch?"
+                        )
+                if not self._items:
+                    break
+                item = self._items.popleft()
+                self._held_bytes -= item.nbytes
+                self._changed.notify_all()
+            yield item
+            del item
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._items.clear()
+            self._changed.notify_all()

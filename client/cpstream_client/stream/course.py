@@ -1,0 +1,100 @@
+"""What to ask for: a query as a course of record batches, and back to training batches."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from ..contract.plan import Plan
+from ..contract.wire import BatchQuery, SplitInfo
+from .reader import Batch
+
+WIRE_BATCH_BYTES = 2 * 1024**2
+"""Of one record batch, made of as many training batches as fit: each costs about 50 microseconds to parse."""
+
+
+class Course:
+    """What to ask for: one DataLoader worker's share of a query, cut into record batches. Pure arithmetic.
+
+    With one worker a record batch holds several training batches, with more exactly one, because the next belongs to
+    another worker.
+    """
+
+    def __init__(self, query: BatchQuery, info: SplitInfo) -> None:
+        self.info = info
+        n = info.num_samples
+        row_bytes = info.embedding_dim * (2 if query.dtype == "float16" else 4) + 12
+        training = query.plan(n)
+        self.num_steps = len(query.steps(n))  # of this worker, in training batches
+        self.batch_size = query.batch_size
+        per_record = max(1, WIRE_BATCH_BYTES // (query.batch_size * row_bytes)) if query.num_workers == 1 else 1
+        # A ragged end is cut off here; the service need not know of it.
+        self._query = replace(
+            query,
+            batch_size=query.batch_size * per_record,
+            drop_last=False,
+            limit=None,
+            fingerprint=info.fingerprint,
+        )
+        self._wire: Plan = self._query.plan(n)
+        if query.num_workers == 1:
+            self.num_rows = min(training.num_samples, self.num_steps * query.batch_size)
+            self._steps = range(-(-self.num_rows // self._wire.batch_size))
+        else:
+            self._steps = query.steps(n)
+            self.num_rows = sum(len(range(*training.step_bounds(step))) for step in self._steps[-1:])
+            self.num_rows += max(0, len(self._steps) - 1) * query.batch_size
+        self._record_bytes = self._wire.batch_size * row_bytes
+
+    def __len__(self) -> int:
+        """Record batches to fetch in all."""
+        return len(self._steps)
+
+    def empty_batch(self) -> Batch:
+        """What a short rank's last step yields with remainder "exact". embeddings (0, D), cps (0,)."""
+        columns, dim = self._query.columns, self.info.embedding_dim
+        return Batch(
+            np.empty((0, dim), self._query.dtype) if "embedding" in columns else None,
+            np.empty(0, np.float32) if "cps" in columns else None,
+            np.empty(0, np.int64) if "index" in columns else None,
+            [] if "file_path" in columns else None,
+            0,
+            0,
+        )
+
+    def rows(self, first: int, count: int) -> list[int]:
+        """How many samples each of these record batches holds."""
+        return [len(range(*self._wire.step_bounds(step))) for step in self._steps[first : first + count]]
+
+    def request(self, first: int, max_bytes: int) -> tuple[BatchQuery, int]:
+        """The query for the record batches from the `first` on, about max_bytes of them, and how many its reply holds."""
+        count = min(max(1, max_bytes // self._record_bytes), len(self) - first)
+        start = self._wire.start_after(self._steps[first])
+        return replace(self._query, start=start, worker=0, limit=count), count
+
+
+def trim(records: Iterable[Batch], course: Course) -> Iterator[Batch]:
+    """Record batches without what lies behind the course's end.
+
+    Each holds one or several whole training batches: the last may be short, and with remainder "exact" there may follow an
+    empty one, so that every step has its batch.
+    """
+    steps, rows = course.num_steps, course.num_rows
+    for record in records:
+        if record.num_rows > rows:
+            record = record.slice(0, rows)
+        steps -= -(-record.num_rows // course.batch_size)
+        rows -= record.num_rows
+        if record.num_rows:
+            yield record
+        del record
+    if steps:
+        yield course.empty_batch()
+
+
+def cut(records: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
+    """Training batches as views of trimmed record batches."""
+    for record in records:
+        for low in range(0, record.num_rows, batch_size) or (0,):
+            yield record.slice(low, low + batch_size)
+        del record

@@ -1,0 +1,104 @@
+"""From the messages of an Arrow stream to batches: arrays that live in the buffer into which the kernel copied them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..buffers import BufferPool, Bytes
+from ..contract.plan import Indices
+from ..contract.wire import Column, Dtype, batch_schema
+from ..errors import CorruptedError
+from ..transport.connection import Connection
+from ..transport.sockets import Response
+from .messages import Layout, Messages
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Samples as arrays, each None where its column was not asked for. Writable, and valid for as long as they are referred to.
+
+    embeddings (B, D) float32 or float16; cps (B,) float32; index (B,) int64; file_paths: B strings.
+    """
+
+    embeddings: npt.NDArray[np.float32] | npt.NDArray[np.float16] | None
+    cps: npt.NDArray[np.float32] | None
+    index: Indices | None
+    file_paths: list[str] | None
+    num_rows: int
+    nbytes: int
+
+    def slice(self, low: int, high: int) -> "Batch":
+        """Rows low to high, as views."""
+        return Batch(
+            None if self.embeddings is None else self.embeddings[low:high],
+            None if self.cps is None else self.cps[low:high],
+            None if self.index is None else self.index[low:high],
+            None if self.file_paths is None else self.file_paths[low:high],
+            len(range(*slice(low, high).indices(self.num_rows))),
+            self.nbytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What the reply to a request must be, or else it was damaged or answers something else."""
+
+    dim: int
+    dtype: Dtype
+    columns: tuple[Column, ...]
+    metadata: dict[str, str]
+
+
+def read_batches(
+    connection: Connection, response: Response, expected: Expected, rows: Iterable[int], pool: BufferPool
+) -> Iterator[Batch]:
+    """The batches of one reply of the connection, each verified before it is handed out. rows: how many rows each must have.
+
+    Raises TransportError when the stream breaks, CorruptedError when it is not what it must be.
+    """
+    url = connection.url
+    messages = Messages(response, pool, url, (expected.dim, expected.dtype, expected.columns), connection.known_layouts)
+    try:
+        metadata = tuple(expected.metadata.items())
+        messages.schema = _checked_schema(messages.schema_header(), expected.dim, expected.dtype, expected.columns, metadata, url)
+        for num_rows in rows:
+            layout, body, record_batch = messages.record_batch(num_rows)
+            yield _to_batch(layout, body, record_batch)
+            del body, record_batch
+        messages.end()
+    except (pa.ArrowException, OSError) as error:  # Arrow raises OSError, too; the connection's own come as TransportErrors
+        raise CorruptedError(f"{url}: not an Arrow stream: {error}") from error
+
+
+@lru_cache(maxsize=64)  # for random access, whose replies all begin with the same bytes
+def _checked_schema(
+    header: bytes, dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: tuple[tuple[str, str], ...], url: str
+) -> pa.Schema:
+    """The schema that a stream begins with. Raises CorruptedError when it is not that of the reply asked for."""
+    schema = pa.ipc.read_schema(pa.py_buffer(header))
+    if not schema.equals(_schema(dim, dtype, columns)):
+        raise CorruptedError(f"{url}: the stream's schema is not the one asked for: {schema.remove_metadata()}")
+    got = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
+    for name, value in metadata:
+        if got.get(name) != value:
+            raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
+    return schema
+
+
+@lru_cache(maxsize=64)
+def _schema(dim: int, dtype: Dtype, columns: tuple[Column, ...]) -> pa.Schema:
+    return batch_schema(dim, dtype, columns)
+
+
+def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) -> Batch:
+    """Arrays over the body itself: Arrow's own views of it would be read-only, and take longer to make."""
+    found: dict[str, Any] = {
+        column.name: np.ndarray(column.shape, column.dtype, body.data, column.begin) for column in layout.columns
+    }
+    file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
+    return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, layout.num_rows, body.nbytes)

@@ -1,0 +1,140 @@
+"""RemoteEmbeddingsDataset: any sample of a split at any time, for map-style use."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..client import Client
+from ..contract.plan import Indices
+from ..contract.wire import DTYPES, Dtype, SplitInfo
+from ..epochs.cache import SplitCache
+from .device import open_cache
+
+
+class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
+    """A split as a map-style dataset: ds[i] is (embedding (D,) float32, cps float32 scalar), ds[[...]] is ((B, D), (B,)).
+
+    A list of indices is one request, so let the DataLoader ask for whole batches:
+    `DataLoader(ds, batch_size=None, sampler=BatchSampler(RandomSampler(ds), 256, drop_last=False))`. With `DataLoader(ds, 256)` it
+    is one request a batch, too, and one more copy to collate it. `audio_data`, `labels` and `filenames` download the split once;
+    from then on samples come from there. cache, device: as StreamingEmbeddingsDataset's; what is not in the cache yet is asked for.
+    """
+
+    def __init__(
+        self,
+        source: str | Sequence[str] | Client,
+        split: str,
+        *,
+        dtype: Dtype = "float32",
+        cache: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        self._client = source if isinstance(source, Client) else Client(source)
+        self.split = split
+        self.dtype: Dtype = dtype
+        self._info: SplitInfo | None = None
+        self._filenames: list[str] | None = None
+        self._whole: tuple[Tensor, Tensor] | None = None
+        self.cache, self.device = cache, device
+        self._cache: SplitCache | None = None
+
+    @property
+    def info(self) -> SplitInfo:
+        """The split as the service held it at first use; from then on other data is refused."""
+        if self._info is None:
+            self._info = self._client.split(self.split)
+        return self._info
+
+    def __len__(self) -> int:
+        return self.info.num_samples
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """One sample, or those of a slice, of a sequence of indices or of a mask of length N, as numpy would select them.
+
+        Raises IndexError for what lies outside the split or is no index.
+        """
+        wanted = self._wanted(index)
+        if not wanted.ndim:
+            embeddings, cps = self._take(wanted.reshape(1))
+            return embeddings[0], cps[0]
+        return self._take(wanted)
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, Tensor]]:
+        """A batch in one request, as the list of samples that DataLoader's collate function wants."""
+        embeddings, cps = self[indices]
+        return list(zip(embeddings.unbind(), cps.unbind(), strict=True))
+
+    def _wanted(self, index: Any) -> Indices:
+        """What an index selects. () or (B,) int64, in [0, N)."""
+        n = len(self)
+        if isinstance(index, slice):
+            return np.arange(*index.indices(n), dtype=np.int64)
+        wanted = np.asarray(index)
+        if not wanted.size and not isinstance(index, np.ndarray | Tensor):
+            wanted = wanted.astype(np.int64)  # [] is of floats, says numpy
+        if wanted.dtype == np.bool_ and wanted.shape == (n,):
+            return np.flatnonzero(wanted)
+        if wanted.dtype.kind not in "iu" or wanted.ndim > 1:
+            raise IndexError(f"{index!r} is no index: give an integer, a slice, a list of integers, or a mask of {n} booleans")
+        if not wanted.size:
+            return wanted.astype(np.int64)
+        low, high = wanted.min(), wanted.max()
+        if low < -n or high >= n:
+            raise IndexError(f"index {low if low < -n else high} is outside split {self.split!r} of {n} samples")
+        wanted = wanted.astype(np.int64)
+        return np.where(wanted < 0, wanted + n, wanted) if low < 0 else wanted
+
+    def _take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        if self._whole is not None:
+            chosen = torch.from_numpy(indices)
+            return self._whole[0][chosen], self._whole[1][chosen]
+        if self.cache is not None:
+            return self._take_cached(indices)
+        batch = self._client.take(self.split, indices, dtype=self.dtype, columns=("embedding", "cps"), info=self.info)
+        return torch.from_numpy(batch.embeddings), torch.from_numpy(batch.cps)
+
+    def _take_cached(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        if self._cache is None:
+            assert self.cache is not None  # noqa: S101 - the caller has asked
+            self._cache = open_cache(self.cache, self.info, self.dtype, self.device)
+        missing = self._cache.missing(indices)
+        if len(missing):
+            self._cache.put(self._client.take(self.split, missing, dtype=self.dtype, info=self.info))
+        batch = self._cache.gather(indices)
+        return torch.as_tensor(batch.embeddings), torch.as_tensor(batch.cps)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": None}  # another process opens its own
+
+    def _load(self) -> tuple[Tensor, Tensor]:
+        if self._whole is None:
+            whole = self._client.load(self.split, dtype=self.dtype, info=self.info)
+            self._whole = torch.from_numpy(whole.embeddings), torch.from_numpy(whole.cps)
+        return self._whole
+
+    @property
+    def audio_data(self) -> Tensor:
+        """All embeddings. (N, D)."""
+        return self._load()[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """All speech rates, characters per second. (N,) float32."""
+        return self._load()[1]
+
+    @property
+    def filenames(self) -> list[str]:
+        """All file paths, by index."""
+        if self._filenames is None:
+            self._filenames = self._client.file_paths(self.split, info=self.info)
+        return self._filenames
+
+    def __repr__(self) -> str:
+        return f"RemoteEmbeddingsDataset({self._client!r}, {self.split!r})"

@@ -1,0 +1,326 @@
+"""StreamingEmbeddingsDataset: ready batches of a planned epoch, for training loops."""
+
+import operator
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from multiprocessing.context import get_spawning_popen
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ..buffers import allocate_aligned
+from ..client import Client
+from ..contract.plan import Plan, Remainder, Shuffle
+from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, SplitInfo
+from ..epochs.epochs import Epochs
+from ..epochs.position import Identity, Position, Run, check_equal
+from ..errors import CpstreamError, StateMismatch
+from ..stream.reader import Batch
+from .device import allocate_pinned, open_cache
+
+PREFETCH_BYTES = 64 * 1024**2
+
+
+class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
+    """Batches of a split, in the order that DistributedSampler and DataLoader would give them, ready for the model.
+
+    Use it as `DataLoader(dataset, batch_size=None)`, or by `loader(dataset, ...)`, and call `set_epoch` before each epoch. An item
+    is a tuple of what `columns` names: embedding (B, D) float32 or float16, cps (B,) float32, index (B,) int64, file_path
+    list of B strings. The tensors are writable and stay valid for as long as they are referred to.
+
+    source: URL of the service, list of URLs of its replicas, or a Client.
+    batch_size: samples a step and rank. drop_last: leave out a last batch that is smaller.
+    shuffle: True for torch's uniform permutation of seed + epoch; "blocks" for splits that exceed the service's memory.
+    remainder: "pad", "drop" or "exact", see plan.py: what becomes of samples that the ranks cannot share evenly.
+    prefetch_bytes: how much may be fetched ahead, a process.
+    cache: "memory", a directory, or "device" (with `device`, by default the GPU): the first epoch fills it, later ones gather from
+    it in the same order and ask the service only whether its data is still the same; those of a directory serve later runs, too.
+    pin_memory: receive into page-locked memory, from which copies to a GPU are asynchronous; `loader(device=...)` sees to it.
+    rank, world_size: by default those of torch.distributed, else of RANK and WORLD_SIZE, else 0 and 1, when iteration begins.
+
+    Nothing is asked of the service before the first use. Raises what Client raises; a fault that retrying cures is not seen.
+    """
+
+    def __init__(
+        self,
+        source: str | Sequence[str] | Client,
+        split: str,
+        *,
+        batch_size: int = 256,
+        shuffle: bool | Literal["blocks"] = False,
+        seed: int = 0,
+        remainder: Remainder = "pad",
+        drop_last: bool = False,
+        dtype: Dtype = "float32",
+        columns: Sequence[Column] = ("embedding", "cps"),
+        prefetch_bytes: int = PREFETCH_BYTES,
+        cache: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
+        pin_memory: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        self._client = source if isinstance(source, Client) else Client(source)
+        self._query = BatchQuery(
+            batch_size=operator.index(batch_size),  # numpy's integers would not survive JSON
+            shuffle=_SHUFFLES.get(shuffle, cast(Shuffle, shuffle)),
+            seed=operator.index(seed),
+            remainder=remainder,
+            drop_last=drop_last,
+            dtype=dtype,
+            columns=tuple(columns),
+        )
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+        if not columns or not set(columns) <= set(COLUMNS):
+            raise ValueError(f"columns is {columns!r}; it must name some of {', '.join(COLUMNS)}")
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size belong together; give both or neither")
+        self._ranks = None if rank is None or world_size is None else (rank, world_size)
+        # A wrong parameter should be heard of here, not in the middle of a job.
+        replace(self._query, rank=rank or 0, world_size=1 if world_size is None else world_size).plan(0)
+        self.split = split
+        self.columns = tuple(columns)
+        self.shuffle = shuffle
+        self.prefetch_bytes = prefetch_bytes
+        self.cache, self.device, self.pin_memory = cache, device, pin_memory
+        self._epochs: Epochs | None = None
+        self._inherited_ranks: tuple[int, int] | None = None
+        self._info: SplitInfo | None = None
+        self._position = Position()
+        self._run: Run | None = None
+        self._prepared: Run | None = None
+        self._worker_resume: Mapping[str, Any] | None = None
+
+    @property
+    def info(self) -> SplitInfo:
+        """The split as the service held it at first use, by whichever worker; from then on other data is refused."""
+        if self._info is None:
+            info = self._client.split(self.split, fingerprint=self._position.fingerprint or None)
+            self._position.pin(info.fingerprint)
+            self._info = info
+        return self._info
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration is of: what set_epoch or load_state_dict set."""
+        return self._position.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, as DistributedSampler.set_epoch.
+
+        It begins at the epoch's beginning; but a position that load_state_dict set in this very epoch stays.
+        """
+        if operator.index(epoch) < 0:
+            raise ValueError(f"epoch is {epoch}; it must be 0 or more")
+        if epoch != self.epoch or self._begun():
+            self._position.set(epoch, 0)
+            self._run = None
+
+    def __len__(self) -> int:
+        """Steps of every rank in a whole epoch, those before a resumed position included."""
+        return self._plan(self.epoch, 0).num_steps
+
+    @property
+    def steps_left(self) -> int:
+        """Steps from where the loop is to the end of the epoch; before it begins or after it ended, those of the next iteration."""
+        if self._run is not None and not self._run.finished:
+            return self._run.plan.num_steps - self._run.delivered
+        return self._plan(self.epoch, 0 if self._begun() else self._position.start).num_steps
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        worker = get_worker_info()
+        if worker is not None:
+            return self._iterate_in_worker(worker.id, worker.num_workers)
+        return self._iterate()
+
+    def _iterate(self) -> Iterator[tuple[Any, ...]]:
+        """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
+        prepared, self._prepared = self._prepared, None
+        run = prepared if prepared is not None and prepared is self._run else self.begin_run()  # not one set aside by set_epoch
+        yield from self._deliver(self._query_of(run.plan), run)
+
+    def begin_run(self, counted_by_loader: bool = False) -> Run:
+        """Begin an iteration: from the position that was set, but if that has been iterated from, from the epoch's beginning."""
+        self._position.set(self.epoch, 0 if self._begun() else self._position.start)
+        self._run = Run(self._plan(self.epoch, self._position.start), counted_by_loader=counted_by_loader)
+        return self._run
+
+    def prepare_run(self) -> Run:
+        """Begin an iteration that the next iterator of this process makes and a Loader counts."""
+        self._prepared = self.begin_run(counted_by_loader=True)
+        return self._prepared
+
+    def _begun(self) -> bool:
+        """Whether batches have been delivered from the position since it was set."""
+        return self._position.read_by_workers if self._run is None else self._run.delivered > 0
+
+    def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[tuple[Any, ...]]:
+        """Every num_workers-th batch of the rank's, from that of this worker on."""
+        if self.cache in ("memory", "device"):
+            raise ValueError(
+                f"cache={self.cache!r} lives in one process, and each DataLoader worker would fill its own; use num_workers=0, "
+                "which is as fast with a cache, or cache='/some/directory', which processes share"
+            )
+        self._position.mark_read_by_worker()
+        epoch, start, skipped = self.epoch, self._position.start, 0
+        if self._worker_resume is not None:
+            epoch, start, skipped = (self._worker_resume[name] for name in ("epoch", "start", "worker_batches"))
+            self._worker_resume = None
+        self._run = run = Run(self._plan(epoch, start), delivered=skipped)
+        first = worker + skipped * num_workers
+        if first >= run.plan.num_steps:
+            return iter(())
+        query = replace(self._query_of(run.plan), start=run.plan.start_after(first), num_workers=num_workers)
+        return self._deliver(query, run, worker)
+
+    def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[tuple[Any, ...]]:
+        if self._epochs is None:
+            cache = None if self.cache is None else open_cache(self.cache, self.info, self._query.dtype, self.device)
+            allocate = allocate_pinned if self.pin_memory else allocate_aligned
+            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate)
+        records = self._epochs.records(query, turn=query.rank + turn)
+        try:
+            for record in records:
+                self._position.pin(self.info.fingerprint)  # two workers may have met different replicas at the same moment
+                items = self._cut(record)
+                del record  # the loop shall hold the only references when it asks for more
+                for item in items:
+                    if not run.counted_by_loader:
+                        run.delivered += 1  # before the loop has it, because here execution stops until it asks for the next
+                    yield item
+                    del item
+                del items  # zip keeps the last tuple that it made
+        finally:
+            records.close()
+
+    def _cut(self, record: Batch) -> Iterator[tuple[Any, ...]]:
+        """The training batches of a record batch. Made together: each is a few microseconds of Python, and they add up."""
+        values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
+        size = self._query.batch_size
+        parts = []
+        for name in self.columns:
+            value: Any = values[name]
+            pieces = [value] if record.num_rows <= size else [value[low : low + size] for low in range(0, record.num_rows, size)]
+            # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
+            parts.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
+        return zip(*parts, strict=True)
+
+    def _plan(self, epoch: int, start: int) -> Plan:
+        rank, world_size = self._rank_and_world_size()
+        query = replace(self._query, epoch=epoch, start=start, rank=rank, world_size=world_size)
+        return query.plan(self.info.num_samples)
+
+    def _query_of(self, plan: Plan) -> BatchQuery:
+        return replace(self._query, epoch=plan.epoch, start=plan.start, rank=plan.rank, world_size=plan.world_size)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        if self._ranks is not None:
+            return self._ranks
+        ranks = _distributed_ranks() or self._inherited_ranks
+        if ranks is not None:
+            return ranks
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        return 0, 1
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the training loop is, as small JSON. Counts batches that it received, never prefetched ones.
+
+        Raises CpstreamError where that cannot be known: in a plain DataLoader with workers. Use `loader`.
+        """
+        if get_worker_info() is not None:
+            return self._worker_state()
+        run = self._run
+        if self._position.read_by_workers and not (run is not None and run.counted_by_loader):
+            raise CpstreamError(
+                "state_dict() cannot know which of the batches that DataLoader workers fetched ahead have reached the loop; "
+                "make the loader by cpstream_client.torch.loader(dataset, num_workers=...) and use its state_dict()"
+            )
+        if run is not None:
+            return self._state(*run.resume_at())
+        return self._state(self._position.epoch, self._position.start)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken: the next iteration begins there, with any world size, batch size and workers.
+
+        The ones after it begin at the beginning of an epoch, as ever. (A plain DataLoader with workers goes on there each time
+        until set_epoch is called.) Raises StateMismatch, naming both values, when the state is of other data, another split,
+        seed or shuffle.
+        """
+        self._identity().check(state)
+        if "worker" in state:
+            self._load_worker_state(state)
+            return
+        if state["start"] > self.info.num_samples:
+            raise StateMismatch(f"the state's start is {state['start']}; the split has {self.info.num_samples} samples")
+        self._position.set(state["epoch"], state["start"])
+        self._run = None
+
+    def _identity(self) -> Identity:
+        return Identity(self.info.fingerprint, self.split, self._query.seed, self.shuffle)
+
+    def _state(self, epoch: int, start: int) -> dict[str, Any]:
+        identity = self._identity()
+        return {
+            "fingerprint": identity.fingerprint,
+            "split": identity.split,
+            "seed": identity.seed,
+            "epoch": epoch,
+            "start": start,
+            "shuffle": identity.shuffle,
+            "remainder": self._query.remainder,
+        }
+
+    def _worker_state(self) -> dict[str, Any]:
+        """For torchdata's StatefulDataLoader, which asks each worker for a state of its own. start: where the run began."""
+        run = self._run
+        if run is None:
+            return {**self._state(self.epoch, self._position.start), "worker_batches": 0, **self._worker_units()}
+        return {**self._state(run.plan.epoch, run.plan.start), "worker_batches": run.delivered, **self._worker_units()}
+
+    def _load_worker_state(self, state: Mapping[str, Any]) -> None:
+        if get_worker_info() is None:
+            raise StateMismatch("this is the state of one DataLoader worker; load it through the StatefulDataLoader that made it")
+        for name, here in self._worker_units().items():
+            check_equal(name, state.get(name), here)
+        self._worker_resume = state
+
+    def _worker_units(self) -> dict[str, int]:
+        """What a worker's number of batches is counted in: it means nothing in other units."""
+        worker = get_worker_info()
+        assert worker is not None  # noqa: S101 - the callers have asked
+        rank, world_size = self._rank_and_world_size()
+        return {
+            "worker": worker.id,
+            "num_workers": worker.num_workers,
+            "batch_size": self._query.batch_size,
+            "rank": rank,
+            "world_size": world_size,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_inherited_ranks": self._inherited_ranks}
+        if get_spawning_popen() is None:
+            start = 0 if self._begun() else self._position.start
+            return {**state, "_position": Position(self.epoch, start, self._position.fingerprint)}
+        # A spawned DataLoader worker has no torch.distributed to ask; a rank's process that was spawned has, and asks that.
+        return {**state, "_inherited_ranks": _distributed_ranks() or self._inherited_ranks}
+
+    def __repr__(self) -> str:
+        batch_size, shuffle = self._query.batch_size, self.shuffle
+        return f"StreamingEmbeddingsDataset({self._client!r}, {self.split!r}, batch_size={batch_size}, shuffle={shuffle!r})"
+
+
+def _distributed_ranks() -> tuple[int, int] | None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return None
+
+
+_SHUFFLES: dict[bool | str, Shuffle] = {False: "none", True: "uniform"}

@@ -1,0 +1,1 @@
+"""Which embedding belongs to which rate."""

@@ -1,0 +1,119 @@
+"""Whole files over HTTP: a split's arrays as the snapshot has them on disk, and its file paths as JSON, with byte ranges.
+
+Starlette's FileResponse answers bad ranges in plain text and reads 64 KiB at a time, a thread hop each; this one knows problems,
+sends 1 MiB pieces, and takes the ETag from the data's fingerprint. The files are opened once, so that a snapshot that is removed
+from disk under a running service can still be downloaded from it.
+"""
+
+import json
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+from anyio import to_thread
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
+
+from cpstream_client.contract import wire
+
+from ..errors import RangeNotSatisfiable
+from ..snapshot.store import Snapshot, Split
+from .negotiation import caching
+
+PIECE_BYTES = 1024**2
+_ONE_RANGE = re.compile(r"\s*bytes\s*=\s*(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class File:
+    """Something to download. read: (offset, length) -> bytes, called in a worker thread."""
+
+    size: int
+    media_type: str
+    read: Callable[[int, int], bytes]
+
+
+class Downloads:
+    """The files of all splits, by (split, file name). close() when no reply is being sent any more."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._files: dict[tuple[str, str], File] = {}
+        self._descriptors: list[int] = []
+        for split in snapshot.splits.values():
+            for name in ("embeddings.npy", "cps.npy"):
+                descriptor = os.open(split.path / name, os.O_RDONLY | os.O_CLOEXEC)
+                self._descriptors.append(descriptor)
+                read = partial(_pread, descriptor)
+                self._files[split.name, name] = File(os.fstat(descriptor).st_size, wire.OCTET_STREAM, read)
+
+    async def get(self, split: Split, name: str) -> File:
+        """One of embeddings.npy, cps.npy, file_paths.json, which is made at first use."""
+        file = self._files.get((split.name, name))
+        if file is None:
+            body = await to_thread.run_sync(_json_list, split)
+            file = File(len(body), wire.JSON, partial(_slice, body))
+            self._files[split.name, name] = file
+        return file
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def _pread(descriptor: int, offset: int, length: int) -> bytes:
+    return os.pread(descriptor, length, offset)
+
+
+def _slice(body: bytes, offset: int, length: int) -> bytes:
+    return body[offset : offset + length]
+
+
+def _json_list(split: Split) -> bytes:
+    """A JSON list in index order, one path a line, so that less and grep can be used on it."""
+    return ("[\n" + ",\n".join(json.dumps(path, ensure_ascii=False) for path in split.file_paths.to_pylist()) + "\n]\n").encode()
+
+
+def byte_range(headers: Mapping[str, str], size: int, etag: str) -> range | None:
+    """The bytes that the Range header asks for; None for the whole file. Raises RangeNotSatisfiable.
+
+    As RFC 9110 allows, a header that is malformed, names several ranges, or whose If-Range is of other data, is ignored.
+    """
+    asked = _ONE_RANGE.fullmatch(headers.get("range", ""))
+    if asked is None or headers.get("if-range", etag) != etag:
+        return None
+    first, last, suffix = asked.groups()
+    start = max(size - int(suffix), 0) if suffix else int(first)
+    stop = min(int(last) + 1, size) if last else size
+    if last and int(last) < start:
+        return None
+    if start >= size or (suffix and not int(suffix)):
+        raise RangeNotSatisfiable(
+            f"Range is {headers['range']!r}, and the file has {size} bytes", headers={"Content-Range": f"bytes */{size}"}
+        )
+    return range(start, stop)
+
+
+def file_reply(request: Request, file: File, *, filename: str, etag: str) -> StreamingResponse:
+    """The file, or the part of it that the request asks for."""
+    part = byte_range(request.headers, file.size, etag)
+    whole = part is None
+    part = range(file.size) if part is None else part
+    headers = {
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": f'attachment; filename="{filename}"',
+        "Content-Length": str(len(part)),
+        "ETag": etag,
+        **caching(request),
+    }
+    if not whole:
+        headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
+    pieces = _pieces(file, part if request.method == "GET" else part[:0])
+    return StreamingResponse(pieces, 200 if whole else 206, headers, file.media_type)
+
+
+async def _pieces(file: File, part: range) -> AsyncIterator[bytes]:
+    for offset in range(part.start, part.stop, PIECE_BYTES):
+        yield await to_thread.run_sync(file.read, offset, min(PIECE_BYTES, part.stop - offset))

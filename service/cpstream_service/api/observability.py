@@ -1,0 +1,173 @@
+"""Request ids, the access log and the metrics: one ASGI middleware that looks at each message and copies no body."""
+
+import logging
+import os
+import re
+import time
+import uuid
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+    multiprocess,
+)
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from cpstream_client.contract.wire import ARROW_STREAM, REQUEST_ID_HEADER
+
+from .problems import target_of
+
+access_logger = logging.getLogger("cpstream.access")
+
+MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
+"""prometheus_client's own variable: set by serve.py when there are several workers, so that any of them answers for all."""
+
+MAX_LOGGED_CHARS = 1000
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_WATCHED = frozenset({"/livez", "/readyz", "/metrics"})
+"""Asked for every few seconds, for ever: in the log only at level debug, or when they fail."""
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Metrics:
+    """What /metrics shows, for one app. Routes are named by their template, so that no label grows with the requests."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("cpstream_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry)
+        self.duration_s = Histogram(
+            "cpstream_request_duration_seconds",
+            "Time from a request's arrival to the last byte of its reply.",
+            ["route"],
+            buckets=(0.001, 0.005, 0.02, 0.1, 0.5, 2, 10, 60, 300),
+            registry=self.registry,
+        )
+        self.sent_bytes = Counter("cpstream_sent_bytes", "Bytes of reply bodies.", ["route"], registry=self.registry)
+        self.samples = Counter("cpstream_samples", "Samples sent by batches and take.", ["split"], registry=self.registry)
+        self.open_streams = Gauge(
+            "cpstream_open_streams", "Arrow streams being sent now.", multiprocess_mode="livesum", registry=self.registry
+        )
+        self.split_samples = Gauge(
+            "cpstream_split_samples",
+            "Samples of each split served, and its fingerprint: replicas that differ here serve different data.",
+            ["split", "fingerprint"],
+            multiprocess_mode="max",
+            registry=self.registry,
+        )
+        if MULTIPROCESS_DIR not in os.environ:  # prometheus_client has none for several processes together
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+
+        self.of = lru_cache(maxsize=1024)(self._of)  # labels() takes longer than counting
+
+    def _of(self, method: str, route: str, status: int) -> tuple[Counter, Histogram, Counter]:
+        """What counts such requests, their duration and the bytes of their replies."""
+        return self.requests.labels(method, route, str(status)), self.duration_s.labels(route), self.sent_bytes.labels(route)
+
+    def render(self) -> tuple[bytes, str]:
+        """The text of /metrics and its media type; of all workers together where there are several."""
+        directory = os.environ.get(MULTIPROCESS_DIR)
+        if directory is None:
+            registry = self.registry
+        else:
+            _forget_dead_workers(Path(directory))
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _forget_dead_workers(directory: Path) -> None:
+    for path in directory.glob("gauge_live*_*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            multiprocess.mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]
+
+
+class Observability:
+    """ASGI middleware: gives every request an id, and says in log and metrics what became of it.
+
+    Routes leave `split` and `samples` (how many the whole reply holds) in the request's state.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        given = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status, sent, announced, is_stream = 0, 0, None, False
+
+        async def watch(message: Message) -> None:
+            nonlocal status, sent, announced, is_stream
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                announced = headers.get("content-length")
+                is_stream = headers.get("content-type") == ARROW_STREAM
+                if is_stream:
+                    self.metrics.open_streams.inc()
+            else:
+                sent += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watch)
+        finally:
+            if is_stream:
+                self.metrics.open_streams.dec()
+            complete = announced is None or scope["method"] == "HEAD" or sent >= int(announced)
+            self._record(scope, state, status, sent, time.perf_counter() - began, complete)
+
+    def _record(self, scope: Scope, state: dict[str, Any], status: int, sent: int, took_s: float, complete: bool) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        requests, duration_s, sent_bytes = self.metrics.of(method, route, status)
+        requests.inc()
+        duration_s.observe(took_s)
+        sent_bytes.inc(sent)
+        if complete and status == 200 and "samples" in state and scope["method"] != "HEAD":
+            self.metrics.samples.labels(state["split"]).inc(state["samples"])
+        level = logging.DEBUG if route in _WATCHED and status < 400 else logging.INFO
+        if not access_logger.isEnabledFor(level):
+            return
+        access_logger.log(
+            level,
+            "%s %s -> %d, %d bytes in %.3f s%s [%s]",
+            scope["method"],
+            target_of(scope)[:MAX_LOGGED_CHARS],  # as it was sent: a decoded path may hold a line break, and so forge a line
+            status,
+            sent,
+            took_s,
+            "" if complete else " (cut short)",
+            state["request_id"],
+            extra={
+                "method": scope["method"],
+                "path": scope["path"],
+                "query": scope["query_string"].decode("latin-1")[:MAX_LOGGED_CHARS],
+                "route": route,
+                "split": state.get("split"),
+                "status": status,
+                "bytes": sent,
+                "seconds": round(took_s, 6),
+                "complete": complete,
+                "request_id": state["request_id"],
+                "client": (scope.get("client") or ("",))[0],
+            },
+        )

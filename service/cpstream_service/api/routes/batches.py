@@ -1,0 +1,180 @@
+"""Samples for training: batches of an epoch, samples at any indices, and the audit of a step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import Request
+from starlette.responses import Response
+
+from cpstream_client.contract import wire
+from cpstream_client.contract.wire import BatchQuery, ErrorCode
+
+from ...errors import IndexOutOfRange, InvalidParameter
+from ...snapshot.store import Split
+from ..json_replies import CompactJson, ReadableJson, check_json_rows, samples_of
+from ..negotiation import caching, etag_of, not_modified, preferred
+from ..parameters import BatchParameters, PlanParameters, SampleParameters, given
+from ..problems import problem_replies
+from ..state import CurrentService, Service
+from ..take_body import BODY_SCHEMA, read_indices
+from .common import COMMON, SplitName, v1_router
+
+OFFERS = (wire.ARROW_STREAM, wire.JSON)
+_ARROW_CONTENT = {"schema": {"type": "string", "format": "binary"}}
+_EPOCH_ERRORS = (*COMMON, ErrorCode.PAYLOAD_TOO_LARGE)
+_BATCH_ERRORS = (*_EPOCH_ERRORS, ErrorCode.NOT_ACCEPTABLE, ErrorCode.OVERLOADED, ErrorCode.DRAINING)
+
+router = v1_router()
+
+
+@contextmanager
+def plan_errors() -> Iterator[None]:
+    """The plan's ValueErrors, which name the value and its range, as InvalidParameter."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidParameter(str(error)) from error
+
+
+@router.head("/splits/{split}/batches", include_in_schema=False)
+@router.get(
+    "/splits/{split}/batches",
+    tags=["batches"],
+    summary="Batches of an epoch",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "An Arrow IPC stream, one record batch a batch. Columns as asked, nothing nullable: `embedding` "
+            "fixed_size_list&lt;float32|float16&gt;[D], `cps` float32, `index` int64, `file_path` string. The schema's metadata "
+            "has `split`, `fingerprint`, `seed`, `epoch`, `start`, `num_rows`, `num_batches` and `query`: count the rows, since "
+            "Arrow readers take a stream that is cut between two batches for a whole one. With `Accept: application/json`: the "
+            "same as JSON.",
+            "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
+            "model": wire.JsonBatches,
+        },
+        304: {"description": "The client's copy (`If-None-Match`) is current."},
+        **problem_replies(*_BATCH_ERRORS),
+    },
+)
+async def batches(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[BatchParameters, given(BatchParameters)]
+) -> Response:
+    """One rank's batches of one epoch, from `start` on, in order.
+
+    Without parameters: the whole split by index, in batches of 256. For training, give `batch_size`, `shuffle=true`, `seed`,
+    `epoch`, and on several machines `rank` and `world_size`. To resume after a failure, give as `start` how many samples of the
+    epoch all ranks together have consumed; any batch size and world size may go on from there.
+    """
+    served, query = service.split(split, parameters.fingerprint), parameters.query()
+    if preferred(request, OFFERS) == wire.JSON:
+        return await _json_batches(request, service, served, query)
+    with plan_errors():
+        reply = await service.batch_server.batches(served, query)
+        num_rows = _num_rows(served, query)
+    reply.headers.update(caching(request))
+    _note(request, split, num_rows)
+    return not_modified(request, reply.headers["etag"]) or reply
+
+
+@router.post(
+    "/splits/{split}/take",
+    tags=["batches"],
+    summary="Samples at any indices",
+    response_class=Response,
+    openapi_extra={"requestBody": BODY_SCHEMA},
+    responses={
+        200: {
+            "description": "An Arrow IPC stream with one record batch, as that of batches; or JSON, as there.",
+            "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
+            "model": wire.JsonBatches,
+        },
+        **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
+    },
+)
+async def take(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, given(SampleParameters)]
+) -> Response:
+    """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
+    served = service.split(split, parameters.fingerprint)
+    representation = preferred(request, OFFERS)
+
+    async def answer(request: Request) -> Response:
+        indices = await read_indices(request, served.info.num_samples)
+        _note(request, split, len(indices))
+        if representation == wire.ARROW_STREAM:
+            return await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
+        check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
+        samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
+        body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
+        return CompactJson(body.to_json())
+
+    service.shortcuts.remember(request, answer)
+    return await answer(request)
+
+
+@router.head("/splits/{split}/plan", include_in_schema=False)
+@router.get(
+    "/splits/{split}/plan",
+    tags=["batches"],
+    summary="Which samples every rank gets at a step",
+    responses={200: {"model": wire.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
+)
+async def plan(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, given(PlanParameters)]
+) -> Response:
+    """The audit of a batch: index, file_path and cps of what each rank gets at `step`, to trace a loss spike to its recordings."""
+    served, step = service.split(split, parameters.fingerprint), parameters.step
+    with plan_errors():
+        epoch = parameters.epoch_query().plan(served.info.num_samples)
+    if step >= epoch.num_steps:
+        steps = f"steps: 0 to {epoch.num_steps - 1}" if epoch.num_steps else "it has none"
+        raise IndexOutOfRange(f"step is {step}, past the end of the epoch from start {epoch.start} on; {steps}")
+    remedy = "lower batch_size or world_size"
+    check_json_rows(epoch.world_size, service.settings.max_json_rows, remedy)
+    plans = [replace(epoch, rank=rank) for rank in range(epoch.world_size)]
+    bounds = [rank.step_bounds(step) for rank in plans]
+    check_json_rows(sum(high - low for low, high in bounds), service.settings.max_json_rows, remedy)
+    order = await service.batch_server.order(epoch)
+    ranks = tuple(
+        wire.RankSamples(rank.rank, samples_of(served, rank.batch(order, step), ("index", "file_path", "cps"))) for rank in plans
+    )
+    body = wire.PlanStep(split, served.fingerprint, step, epoch.num_steps, epoch.start_after(step + 1), ranks)
+    return ReadableJson(body.to_json(), headers=caching(request))
+
+
+async def _json_batches(request: Request, service: Service, split: Split, query: BatchQuery) -> Response:
+    with plan_errors():
+        epoch, steps = query.plan(split.info.num_samples), query.steps(split.info.num_samples)
+        num_rows = _num_rows(split, query)
+    check_json_rows(num_rows, service.settings.max_json_rows, "lower limit or batch_size, or ask for Arrow")
+    check_json_rows(len(steps), service.settings.max_json_rows, "lower limit")  # a short rank's batches may all be empty
+    etag = etag_of(split.fingerprint, wire.JSON, query.to_params())
+    reply = not_modified(request, etag)
+    if reply is not None:
+        return reply
+    order = await service.batch_server.order(epoch)
+
+    def build() -> Response:
+        parts = (wire.JsonBatch(step, samples_of(split, epoch.batch(order, step), query.columns, query.dtype)) for step in steps)
+        body = wire.JsonBatches(split.name, split.fingerprint, num_rows, tuple(parts))
+        return CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+
+    _note(request, split.name, num_rows)
+    return await to_thread.run_sync(build)
+
+
+def _num_rows(split: Split, query: BatchQuery) -> int:
+    """Samples in the reply to a query. Raises ValueError when a parameter is out of range."""
+    epoch, steps = query.plan(split.info.num_samples), query.steps(split.info.num_samples)
+    if not steps:
+        return 0
+    low, high = epoch.step_bounds(steps[-1])  # only the last batch can be short
+    return (len(steps) - 1) * epoch.batch_size + high - low
+
+
+def _note(request: Request, split: str, samples: int) -> None:
+    """Leave for the log and the metrics what this reply holds."""
+    request.scope["state"].update(split=split, samples=samples)

@@ -1,0 +1,59 @@
+"""Whole splits as files."""
+
+from fastapi import Request
+from starlette.responses import Response
+
+from cpstream_client.contract import wire
+from cpstream_client.contract.wire import ErrorCode
+
+from ..files import file_reply
+from ..negotiation import etag_of, not_modified
+from ..parameters import PinnedParameters
+from ..problems import problem_replies
+from ..state import CurrentService
+from .common import COMMON, Pinned, SplitName, v1_router
+
+router = v1_router()
+
+
+async def _download(split: str, name: str, request: Request, service: CurrentService, parameters: PinnedParameters) -> Response:
+    served = service.split(split, parameters.fingerprint)
+    etag = etag_of(served.fingerprint, name, {})
+    reply = not_modified(request, etag)
+    if reply is None:
+        file = await service.downloads.get(served, name)
+        reply = file_reply(request, file, filename=f"{split}-{name}", etag=etag)
+    return reply
+
+
+def _add_download(name: str, summary: str, description: str, media_type: str) -> None:
+    async def download(
+        split: SplitName,
+        request: Request,
+        service: CurrentService,
+        parameters: Pinned,
+    ) -> Response:
+        return await _download(split, name, request, service, parameters)
+
+    part = {"description": "The bytes that a `Range` header asks for.", "content": {media_type: {}}}
+    path = f"/splits/{{split}}/{name}"
+    router.head(path, include_in_schema=False)(download)
+    router.get(
+        path,
+        tags=["downloads"],
+        summary=summary,
+        description=description + " Takes `Range` (one range) and `If-Range`, `If-None-Match`, and `HEAD`.",
+        operation_id=f"download_{name.replace('.', '_')}",
+        response_class=Response,
+        responses={
+            200: {"description": "The whole file.", "content": {media_type: {}}},
+            206: part,
+            304: {"description": "The client's copy (`If-None-Match`) is current."},
+            **problem_replies(*COMMON, ErrorCode.RANGE_NOT_SATISFIABLE),
+        },
+    )(download)
+
+
+_add_download("embeddings.npy", "All embeddings", "(N, D) float32 in index order; `numpy.load` reads it.", wire.OCTET_STREAM)
+_add_download("cps.npy", "All speech rates", "(N,) float32 in index order; `numpy.load` reads it.", wire.OCTET_STREAM)
+_add_download("file_paths.json", "All file paths", "A JSON list of N strings in index order.", wire.JSON)

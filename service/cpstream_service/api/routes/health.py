@@ -1,0 +1,108 @@
+"""Unversioned resources for orchestrators, monitoring and people who come by: never behind the token."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.responses import Response
+
+from cpstream_client.contract import wire
+from cpstream_client.contract.wire import ErrorCode
+
+from ...errors import Draining, NotFound
+from ..json_replies import ReadableJson
+from ..parameters import Parameters, given
+from ..problems import MEANINGS, problem_replies, problem_type
+from ..state import CurrentService
+
+router = APIRouter(tags=["health"])
+NoParameters = Annotated[Parameters, given(Parameters)]
+
+
+@router.head("/", include_in_schema=False)
+@router.get("/", include_in_schema=False)
+async def index(_: NoParameters) -> Response:
+    links = {
+        "service": "cpstream",
+        "splits": f"{wire.API_PREFIX}/splits",
+        "documentation": "/docs",
+        "openapi": "/openapi.json",
+        "ready": "/readyz",
+        "metrics": "/metrics",
+    }
+    return ReadableJson(links)
+
+
+@router.head("/livez", include_in_schema=False)
+@router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INVALID_PARAMETER))
+async def livez(_: NoParameters) -> Response:
+    """Answers as long as the process runs, draining included. Restart it when this fails."""
+    return ReadableJson({"status": "alive"})
+
+
+@router.head("/readyz", include_in_schema=False)
+@router.get(
+    "/readyz",
+    summary="Should it get requests?",
+    responses={
+        200: {
+            "content": {
+                wire.JSON: {
+                    "example": {
+                        "status": "ready",
+                        "fingerprint": "9a1c6f...",
+                        "stale_reason": None,
+                        "splits": ["dev", "test", "train"],
+                    }
+                }
+            }
+        },
+        **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
+    },
+)
+async def readyz(service: CurrentService, _: NoParameters) -> Response:
+    """200 while the service takes requests; 503 `draining` with Retry-After once it has been told to stop.
+
+    `stale_reason` says why the data may be older than its source (Chroma could not be reached at start, and the last good snapshot
+    serves); it is null otherwise.
+    """
+    if service.drain.draining:
+        raise Draining("the service is shutting down; send no new requests here")
+    state = {
+        "status": "ready",
+        "fingerprint": service.snapshot.fingerprint,
+        "stale_reason": service.stale_reason,
+        "splits": list(service.snapshot.splits),
+    }
+    return ReadableJson(state)
+
+
+@router.head("/metrics", include_in_schema=False)
+@router.get(
+    "/metrics",
+    summary="Metrics for Prometheus",
+    response_class=Response,
+    responses={
+        200: {"description": "Text exposition format. docs/operations.md lists the metrics.", "content": {"text/plain": {}}}
+    },
+)
+def metrics(service: CurrentService, _: NoParameters) -> Response:
+    """Requests, durations, bytes and samples sent, open streams; of all worker processes together."""
+    body, media_type = service.metrics.render()
+    return Response(body, media_type=media_type)
+
+
+@router.head("/problems/{code}", include_in_schema=False)
+@router.get(
+    "/problems/{code}",
+    summary="What an error code means",
+    responses=problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
+)
+async def explain(
+    code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters
+) -> Response:
+    """The explanation behind a problem's `type`."""
+    for known, meaning in MEANINGS.items():
+        if known.code == code:
+            body = {"type": problem_type(known), "code": code, "status": known.status, "title": known.title, "meaning": meaning}
+            return ReadableJson(body)
+    raise NotFound(f"code {code!r} is not one of this service's; codes: {', '.join(known.code for known in MEANINGS)}")

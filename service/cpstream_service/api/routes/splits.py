@@ -1,0 +1,101 @@
+"""What is served about splits: metadata, alignment, single rows, and whole files. Batches are in batch_routes.py."""
+
+from typing import Annotated
+
+import numpy as np
+from fastapi import Request
+from starlette.responses import Response
+
+from cpstream_client.contract import wire
+from cpstream_client.contract.wire import ErrorCode
+
+from ...errors import IndexOutOfRange, InvalidParameter
+from ..json_replies import CompactJson, ReadableJson, samples_of
+from ..negotiation import caching, etag_of, not_modified
+from ..parameters import Parameters, RowsParameters, given
+from ..problems import problem_replies
+from ..state import CurrentService
+from .common import COMMON, Pinned, SplitName, v1_router
+
+DEFAULT_LENGTH = 100
+
+router = v1_router()
+
+
+@router.head("/splits", include_in_schema=False)
+@router.get(
+    "/splits", tags=["splits"], summary="All splits", responses={200: {"model": wire.SplitList}, **problem_replies(COMMON[2])}
+)
+async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, given(Parameters)]) -> Response:
+    """Every split's metadata, and the fingerprint of the whole dataset."""
+    snapshot = service.snapshot
+    body = wire.SplitList(snapshot.fingerprint, tuple(split.info for split in snapshot.splits.values()))
+    return _metadata(request, snapshot.fingerprint, body)
+
+
+@router.head("/splits/{split}", include_in_schema=False)
+@router.get(
+    "/splits/{split}",
+    tags=["splits"],
+    summary="One split",
+    responses={200: {"model": wire.SplitInfo}, **problem_replies(*COMMON)},
+)
+async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
+    """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
+    served = service.split(split, parameters.fingerprint)
+    return _metadata(request, served.fingerprint, served.info)
+
+
+@router.head("/splits/{split}/alignment", include_in_schema=False)
+@router.get(
+    "/splits/{split}/alignment",
+    tags=["splits"],
+    summary="How embeddings and CPS were matched",
+    responses={200: {"model": wire.AlignmentReport}, **problem_replies(*COMMON)},
+)
+async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
+    """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
+    served = service.split(split, parameters.fingerprint)
+    return _metadata(request, served.fingerprint, served.report)
+
+
+@router.head("/splits/{split}/rows", include_in_schema=False)
+@router.get(
+    "/splits/{split}/rows",
+    tags=["splits"],
+    summary="A page of samples",
+    responses={200: {"model": wire.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
+)
+def rows(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, given(RowsParameters)]
+) -> Response:
+    """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.
+
+    `total` says how many there are; the last page is shorter, and the page at `offset` = `total` is empty.
+    """
+    served = service.split(split, parameters.fingerprint)
+    total, most = served.info.num_samples, service.settings.max_json_rows
+    length = min(DEFAULT_LENGTH, most) if parameters.length is None else parameters.length
+    if length > most:
+        raise InvalidParameter(f"length is {length}; it must be from 1 to {most} (max_json_rows)")
+    if parameters.offset > total:
+        raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to the split's {total} samples")
+    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps")
+    if parameters.embedding:
+        columns += ("embedding",)
+    indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)
+    etag = _etag(request, served.fingerprint)
+    reply = not_modified(request, etag)
+    if reply is None:
+        body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
+        reply = CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+    return reply
+
+
+def _metadata(request: Request, fingerprint: str, body: wire.SplitList | wire.SplitInfo | wire.AlignmentReport) -> Response:
+    etag = _etag(request, fingerprint)
+    return not_modified(request, etag) or ReadableJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+
+
+def _etag(request: Request, fingerprint: str) -> str:
+    return etag_of(fingerprint, wire.JSON, {"path": request.url.path, "query": sorted(request.query_params.multi_items())})

@@ -1,0 +1,1 @@
+"""From a query to the bytes of its reply."""

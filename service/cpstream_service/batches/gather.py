@@ -1,0 +1,184 @@
+"""The hot path: from a plan to the bytes of an Arrow stream.
+
+Every byte of an embedding is touched twice here: once by the gather, which moves it from the memory-mapped snapshot straight to its
+place behind a ready-made Arrow header, and once by the checksum, while it is still in the processor's cache. The kernel's copy
+into the socket is the third and last.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from crc32c import crc32c
+
+from cpstream_client.buffers import BufferPool, Bytes
+from cpstream_client.contract.plan import Indices
+from cpstream_client.contract.wire import CHECKSUM_BYTES, Column, Dtype, batch_schema
+
+from .frames import END_OF_STREAM, Frame, frame
+
+CHUNK_BYTES = 2 * 1024**2
+"""What one write to the socket holds at least, where there is so much: smaller writes cost up to 4 times the throughput."""
+
+Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Columns:
+    """What a split's batches are gathered from. embeddings (N, D), cps (N,) float32, file_paths of length N.
+
+    embedding_bytes: of one sample on the wire; 0 where the column is not asked for.
+    """
+
+    embeddings: Floats
+    cps: npt.NDArray[np.float32]
+    file_paths: pa.StringArray
+    names: tuple[Column, ...]
+    dim: int = field(init=False)
+    dtype: Dtype = field(init=False)
+    embedding_bytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        fixed = partial(object.__setattr__, self)
+        # Plain arrays: each slice of a np.memmap runs a page of Python.
+        fixed("embeddings", np.asarray(self.embeddings))
+        fixed("cps", np.asarray(self.cps))
+        fixed("dim", int(self.embeddings.shape[1]))
+        fixed("dtype", "float16" if self.embeddings.dtype == np.float16 else "float32")
+        fixed("embedding_bytes", self.dim * self.embeddings.itemsize if "embedding" in self.names else 0)
+
+    def frame(self, num_rows: int, path_bytes: int = 0) -> Frame:
+        return frame(self.dim, self.dtype, self.names, num_rows, path_bytes)
+
+    def frame_of(self, indices: Indices) -> Frame:
+        """The frame of a batch of these samples."""
+        if "file_path" not in self.names:
+            return self.frame(len(indices))
+        starts = np.frombuffer(self.file_paths.buffers()[1], np.int32)[self.file_paths.offset :]
+        return self.frame(len(indices), int((starts[indices + 1] - starts[indices]).sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some rows of one batch: all of it, or a piece of a batch that is larger than a chunk. low, high: rows of the batch."""
+
+    indices: Indices  # (B,) int64, of the whole batch
+    frame: Frame
+    low: int
+    high: int
+    nbytes: int  # of what ChunkWriter.write writes for it
+
+
+class ChunkWriter:
+    """Writes the parts of one reply one after the other. Not to be shared: it carries a checksum from part to part.
+
+    Memoryviews and bare array methods, since a small batch takes no longer to gather than ten calls of numpy's wrappers.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._checksum = columns.frame(0).head_checksum
+
+    def write(self, out: memoryview, position: int, part: Part) -> int:
+        """Write a part at `position` of `out`, a multiple of 8. Returns the position behind it."""
+        columns, frame, num_rows = self._columns, part.frame, part.high - part.low
+        if part.low == 0:
+            out[position : position + len(frame.header)] = frame.header
+            position += len(frame.header)
+            self._checksum = frame.head_checksum
+        start = position
+        if columns.embedding_bytes:
+            rows = np.ndarray((num_rows, columns.dim), columns.embeddings.dtype, out, position)
+            # mode="raise" would gather elsewhere first and copy; every index comes from a checked plan or request
+            columns.embeddings.take(part.indices[part.low : part.high], 0, rows, "clip")
+            position += num_rows * columns.embedding_bytes
+        if part.high < len(part.indices):
+            self._checksum = crc32c(out[start:position], self._checksum)
+            return position
+        end = self._write_tail(out, position, part)
+        if end > start:
+            self._checksum = crc32c(out[start : end - CHECKSUM_BYTES], self._checksum)
+            out[end - CHECKSUM_BYTES : end] = self._checksum.to_bytes(CHECKSUM_BYTES, "little")
+        return end
+
+    def _write_tail(self, out: memoryview, position: int, part: Part) -> int:
+        """Write everything behind the embedding rows but the checksum. Returns the end of the frame."""
+        columns, frame, indices = self._columns, part.frame, part.indices
+        # Where the frame would begin in `out`, had its first parts not been sent already.
+        origin = position - len(indices) * columns.embedding_bytes - len(frame.header)
+        end = origin + frame.nbytes
+        out[position:end] = bytes(end - position)  # padding must not carry what the buffer held before
+        if "cps" in columns.names and len(indices):
+            columns.cps.take(indices, 0, np.ndarray(len(indices), np.float32, out, origin + frame.offsets["cps"]), "clip")
+        if "index" in columns.names and len(indices):
+            np.ndarray(len(indices), np.int64, out, origin + frame.offsets["index"])[:] = indices
+        if "file_path" in columns.names and len(indices):
+            _, offsets, data = columns.file_paths.take(pa.array(indices)).buffers()
+            ends = np.frombuffer(offsets, np.int32)[: len(indices) + 1]
+            for name, values in ("file_path", ends.view(np.uint8)), ("file_path.data", np.frombuffer(data, np.uint8)[: ends[-1]]):
+                at = origin + frame.offsets[name]
+                out[at : at + len(values)] = values.data
+        return end
+
+
+def batch_parts(columns: Columns, batches: Iterable[Indices]) -> Iterator[Part]:
+    """Cut batches that are larger than a chunk into parts of whole rows; leave the others whole."""
+    rows_per_part = max(1, CHUNK_BYTES // columns.embedding_bytes) if columns.embedding_bytes else None
+    for indices in batches:
+        frame, n = columns.frame_of(indices), len(indices)
+        step = rows_per_part or n
+        tail_bytes = frame.nbytes - len(frame.header) - n * columns.embedding_bytes
+        for low in range(0, n, step) if n else (0,):
+            high = min(low + step, n)
+            ends_bytes = (len(frame.header) if low == 0 else 0) + (tail_bytes if high == n else 0)
+            yield Part(indices, frame, low, high, (high - low) * columns.embedding_bytes + ends_bytes)
+
+
+def reply(columns: Columns, schema: bytes, batches: Iterable[Indices], pool: BufferPool) -> Iterator[Bytes]:
+    """The bytes of an Arrow stream in chunks of about CHUNK_BYTES, each a lease of the pool. next() gathers one chunk."""
+    writer = ChunkWriter(columns)
+    groups = _grouped(batch_parts(columns, batches))
+    head, group = schema, next(groups, [])
+    while True:
+        following = next(groups, None)
+        tail = END_OF_STREAM if following is None else b""
+        chunk = pool.lease(len(head) + sum(part.nbytes for part in group) + len(tail))
+        out = chunk.data
+        out[: len(head)] = head
+        position = len(head)
+        for part in group:
+            position = writer.write(out, position, part)
+        out[position:] = tail
+        yield chunk
+        if following is None:
+            return
+        del chunk, out  # or the pool could not have them back while the next chunk is being gathered
+        head, group = b"", following
+
+
+def _grouped(parts: Iterable[Part]) -> Iterator[list[Part]]:
+    """Parts for one write each, about CHUNK_BYTES together."""
+    group: list[Part] = []
+    size = 0
+    for part in parts:
+        if group and size + part.nbytes > CHUNK_BYTES * 5 // 4:
+            yield group
+            group, size = [], 0
+        group.append(part)
+        size += part.nbytes
+    if group:
+        yield group
+
+
+def schema_message(columns: Columns, metadata: dict[str, str]) -> bytes:
+    """The first message of the stream. Its length is a multiple of 8, as that of every message."""
+    return _schema_message(columns.dim, columns.dtype, columns.names, tuple(metadata.items()))
+
+
+@lru_cache(maxsize=256)  # requests for any indices differ only in their number
+def _schema_message(dim: int, dtype: Dtype, names: tuple[Column, ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
+    message: bytes = batch_schema(dim, dtype, names, dict(metadata)).serialize().to_pybytes()
+    return message

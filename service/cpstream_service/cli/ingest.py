@@ -1,0 +1,109 @@
+"""`cpstream ingest`: numpy_embs.npy into a Chroma collection."""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+from cyclopts import Parameter
+from rich.console import Console
+from tqdm import tqdm
+
+from ..align.align import finite_rows
+from ..errors import DataError
+from ..settings import DataSettings
+from ..sources.npy import read_npy
+from ..sources.read import npy_path
+from ..sources.rows import SourceSplit
+
+BATCH_ROWS = 1000
+
+
+def ingest(
+    source_path: Path,
+    *,
+    chroma_path: Path | None = None,
+    chroma_host: str | None = None,
+    chroma_port: int = 8000,
+    collection_name: str = "speed_embeddings",
+    splits: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+) -> int:
+    """Put the embeddings of numpy_embs.npy into a Chroma collection, in a folder or on a server.
+
+    It may be run again, after a kill or with new data: what is already there as it should be is left alone.
+
+    **Examples**
+
+    ```
+    cpstream ingest data/processed/embeddings --chroma-path chroma
+    cpstream ingest data/processed/embeddings --chroma-host localhost --chroma-port 8001
+    cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train --splits dev
+    ```
+
+    Parameters
+    ----------
+    source_path
+        Folder of numpy_embs.npy.
+    chroma_path
+        Folder of the Chroma database; made if there is none.
+    chroma_host
+        Host of a Chroma server, instead of --chroma-path.
+    chroma_port
+        Port of the Chroma server.
+    collection_name
+        Collection to fill; made if there is none.
+    splits
+        Splits to ingest; all by default.
+    """
+    from ..sources.chroma import open_client, open_collection  # chromadb takes a second to import
+
+    if (chroma_path is None) == (chroma_host is None):
+        raise DataError("where to ingest to: set --chroma-path to a folder, or --chroma-host to a server, one of the two")
+    target = DataSettings(
+        source_type="chromadb",
+        source_path=chroma_path,
+        chroma_host=chroma_host,
+        chroma_port=chroma_port,
+        collection_name=collection_name,
+    )
+    source = read_npy(npy_path(DataSettings(source_path=source_path)), splits, progress=True)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    with open_client(target, create=True) as client:
+        writer = open_collection(client, target)
+        for name in list(source):
+            split = source.pop(name)
+            with tqdm(None, f"ingest {name}", len(split.file_paths), unit=" rows", disable=None) as bar:
+                written = 0
+                for ids, rows in _batches(split):
+                    metadatas = [{"split": name, "file_path": split.file_paths[i]} for i in rows]
+                    written += writer.put(ids, split.embeddings[rows], metadatas)
+                    bar.update(len(rows))
+            usable = int(finite_rows(split.embeddings).sum())
+            console.print(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there")
+            left_out = len(split.problems) + len(split.file_paths) - usable
+            if left_out:
+                first = f"first: {split.problems[0]}" if split.problems else "embeddings that are not finite"
+                console.print(f"{name}: {left_out:,} rows left out ({first})")
+            others = writer.count(name) - usable
+            if others > 0:
+                console.print(
+                    f"{name}: the collection holds {others:,} more records of this split, which {source_path} does not; "
+                    f"they will be served, too, unless you ingest into another collection",
+                )
+    return 0
+
+
+def _batches(split: SourceSplit) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
+    """Ids and rows of the split, some at a time. An id is made of split and path, so that a second run finds the same."""
+    rows = np.flatnonzero(finite_rows(split.embeddings))
+    seen: Counter[str] = Counter()
+    for low in range(0, len(rows), BATCH_ROWS):
+        batch = rows[low : low + BATCH_ROWS]
+        ids = []
+        for i in batch:
+            path = split.file_paths[i]
+            ids.append(f"{split.name}/{path}" if not seen[path] else f"{split.name}/{path}#{seen[path] + 1}")
+            seen[path] += 1
+        yield ids, batch

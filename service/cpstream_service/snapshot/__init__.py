@@ -1,0 +1,1 @@
+"""The aligned arrays on disk."""

@@ -1,0 +1,201 @@
+"""From the settings to an open snapshot: map it at once where nothing changed, or else read the source, align and write.
+
+An npy source is keyed by the content of its files. A Chroma database has no version of its content, so it is read at every start;
+when it cannot be reached, the last good snapshot of the same settings serves.
+"""
+
+import glob
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blake3 import blake3
+
+from ..align.align import AlignedSplit
+from ..align.splits import align_all, refuse
+from ..errors import DataError, SourceUnavailableError
+from ..settings import DataSettings
+from ..sources.read import cps_path, npy_path
+from ..sources.rows import gc_paused, rows_per_chunk
+from .fingerprint import HEX_DIGITS, dataset_fingerprint, file_hash, split_fingerprint
+from .store import (
+    FORMAT,
+    PLACED,
+    Snapshot,
+    SnapshotInvalid,
+    open_snapshot,
+    read_manifest,
+    remove_outdated,
+    write_snapshot,
+    writing,
+)
+
+_SETTLED_S = 2.0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a service starts with. stale_reason: why the snapshot may be out of date, or None. notes: for the log."""
+
+    snapshot: Snapshot
+    stale_reason: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
+    """The snapshot of the data that the settings name, written now if need be.
+
+    Raises DataError; AlignmentError, with the reports, when a split aligns nothing, or with strict when rows are dropped.
+    """
+    try:
+        settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
+        with gc_paused():
+            loaded = _load_npy(settings, progress) if settings.source_type == "npy" else _load_chroma(settings, progress)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or settings.snapshot_dir}: {error.strerror or error}; the snapshots are kept in "
+            f"{settings.snapshot_dir}: make it writable, free space there, or set --snapshot-dir"
+        ) from error
+    refuse(settings, tuple(loaded.snapshot.reports.values()))
+    remove_outdated(settings.snapshot_dir, identity_of(settings), loaded.snapshot.path)
+    return loaded
+
+
+def identity_of(settings: DataSettings) -> str:
+    """Hash of the settings that say which data it is and that shape it."""
+    source_path = settings.source_path
+    return _hash(
+        FORMAT,
+        settings.source_type,
+        str(source_path.resolve()) if source_path else None,
+        (settings.chroma_host, settings.chroma_port) if settings.chroma_host else None,
+        settings.collection_name if settings.source_type == "chromadb" else None,
+        str(cps_path(settings, "{split}").resolve()),
+        settings.path_column,
+        settings.cps_column,
+        settings.splits,
+    )
+
+
+# npy
+
+
+def _load_npy(settings: DataSettings, progress: bool) -> Loaded:
+    files = _npy_files(settings)
+    before = [_stat(path) for path in files]
+    hashes = [_content_hash(path, settings.snapshot_dir) for path in files]
+    key = _hash(identity_of(settings), hashes, [str(path) for path in files])
+    target = settings.snapshot_dir / key
+    notes = []
+    try:
+        return Loaded(open_snapshot(target), notes=[f"snapshot {key} is up to date"])
+    except SnapshotInvalid as error:
+        if target.exists():
+            notes.append(f"rebuilding a snapshot: {error}")
+    with writing(settings.snapshot_dir, key):
+        try:
+            return Loaded(open_snapshot(target), notes=[f"snapshot {key} was written by another process"])
+        except SnapshotInvalid:
+            pass
+        splits = align_all(settings, progress=progress)
+        refuse(settings, [split.report for split in splits])
+        if [_stat(path) for path in files] != before:
+            raise DataError(f"{files[0]} or a CPS table beside it changed while it was read; start again when it is complete")
+        write_snapshot(settings.snapshot_dir, key, splits, source="npy", identity=identity_of(settings), progress=progress)
+        return Loaded(open_snapshot(target), notes=[*notes, f"wrote snapshot {key}"])
+
+
+def _npy_files(settings: DataSettings) -> list[Path]:
+    """The files that shape the data: the npy and the CPS tables, as far as they exist."""
+    if settings.splits:
+        tables = [cps_path(settings, split) for split in settings.splits]
+    else:
+        tables = [Path(path) for path in sorted(glob.glob(glob.escape(str(cps_path(settings, "{split}"))).replace("{split}", "*")))]
+    return [path for path in (npy_path(settings), *tables) if path.is_file()]
+
+
+def _stat(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns]
+
+
+def _content_hash(path: Path, snapshot_dir: Path) -> str:
+    """Hash of a file's content, remembered with its size, inode and times so that an unchanged file is not read again.
+
+    Safe because the kernel sets the ctime at every change and no program can set it back. A change within the clock's tick would
+    not show, so a file that changed in the last seconds is not remembered.
+    """
+    memory = snapshot_dir / f".content-{_hash(str(path.resolve()))}.json"
+    stat = _stat(path)
+    try:
+        remembered = json.loads(memory.read_bytes())
+        if remembered["stat"] == stat:
+            return str(remembered["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    content = file_hash(path)
+    if time.time() - max(stat[3:]) / 1e9 > _SETTLED_S and _stat(path) == stat:
+        temporary = memory.with_suffix(f".{secrets.token_hex(4)}.tmp")
+        temporary.write_text(json.dumps({"file": str(path), "stat": stat, "hash": content}))
+        temporary.replace(memory)
+    return content
+
+
+# Chroma
+
+
+def _load_chroma(settings: DataSettings, progress: bool) -> Loaded:
+    identity = identity_of(settings)
+    try:
+        splits = align_all(settings, progress=progress)
+    except SourceUnavailableError as error:
+        snapshot = _last_good(settings.snapshot_dir, identity)
+        if snapshot is None:
+            raise
+        return Loaded(snapshot, f"{error}; serving the snapshot of {snapshot.created_at}", [f"serving the last snapshot: {error}"])
+    refuse(settings, [split.report for split in splits])
+    reports = [split.report.to_json() for split in splits]
+    key = _hash(identity, _fingerprint_of(splits), reports)
+    with writing(settings.snapshot_dir, key):
+        try:
+            return Loaded(open_snapshot(settings.snapshot_dir / key), notes=[f"snapshot {key} is up to date"])
+        except SnapshotInvalid:
+            pass
+        source = f"chromadb, collection {settings.collection_name}"
+        path = write_snapshot(settings.snapshot_dir, key, splits, source=source, identity=identity, progress=progress)
+        return Loaded(open_snapshot(path), notes=[f"wrote snapshot {key}"])
+
+
+def _fingerprint_of(splits: list[AlignedSplit]) -> str:
+    fingerprints = {}
+    for split in splits:
+        rows = rows_per_chunk(split.dimension)
+        gathered = (split.gather(low, low + rows) for low in range(0, len(split), rows))
+        shape = (len(split), split.dimension)
+        fingerprints[split.name] = split_fingerprint(shape, gathered, split.cps, split.arrow_paths)
+    return dataset_fingerprint(fingerprints)
+
+
+def _last_good(snapshot_dir: Path, identity: str) -> Snapshot | None:
+    """The newest whole snapshot of the same settings."""
+    found = []
+    for path in snapshot_dir.glob(PLACED):
+        try:
+            manifest = read_manifest(path.parent)
+        except SnapshotInvalid:
+            continue
+        if manifest["identity"] == identity:
+            found.append((os.stat(path).st_mtime_ns, path.parent))
+    for _, folder in sorted(found, reverse=True):
+        try:
+            return open_snapshot(folder)
+        except SnapshotInvalid:
+            continue
+    return None
+
+
+def _hash(*parts: object) -> str:
+    return blake3(json.dumps(parts).encode()).hexdigest()[:HEX_DIGITS]

@@ -1,0 +1,305 @@
+"""The aligned tensors on local disk: written whole or not at all, verified when opened, memory-mapped by every worker process.
+
+    <snapshot_dir>/<key>/manifest.json                      written last; holds its own hash, and those of the splits
+    <snapshot_dir>/<key>/<split>/embeddings.npy             (N, D) float32
+    <snapshot_dir>/<key>/<split>/cps.npy                    (N,) float32
+    <snapshot_dir>/<key>/<split>/file_paths.arrow           one record batch, one column file_path
+    <snapshot_dir>/.writing-<key>-<random>/                 on its way to <key>: fsynced, then renamed
+    <snapshot_dir>/.lock-<key>                              held by the one process that writes <key>
+
+Whoever has a snapshot open holds a shared lock on its manifest, so that nobody removes it as outdated.
+"""
+
+import fcntl
+import json
+import mmap
+import os
+import secrets
+import shutil
+import time
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from blake3 import blake3
+from tqdm import tqdm
+
+from cpstream_client.contract.wire import AlignmentReport, CpsStats, SplitInfo
+
+from ..align.align import AlignedSplit
+from ..sources.rows import rows_per_chunk
+from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
+
+FORMAT = 1
+EMBEDDINGS, CPS, FILE_PATHS, MANIFEST = "embeddings.npy", "cps.npy", "file_paths.arrow", "manifest.json"
+PLACED = f"[!.]*/{MANIFEST}"
+"""Glob of the manifests of snapshots in their place."""
+
+
+class SnapshotInvalid(Exception):
+    """There is no whole, unaltered snapshot there. The message says what is wrong with it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of an open snapshot. embeddings (N, D) float32 and cps (N,) float32 are read-only maps; path: their folder."""
+
+    name: str
+    path: Path
+    embeddings: npt.NDArray[np.float32]
+    cps: npt.NDArray[np.float32]
+    file_paths: pa.StringArray
+    fingerprint: str
+    info: SplitInfo
+    report: AlignmentReport
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """An open snapshot. fingerprint: of the whole dataset."""
+
+    path: Path
+    fingerprint: str
+    splits: dict[str, Split]
+    created_at: str
+
+    @property
+    def reports(self) -> dict[str, AlignmentReport]:
+        return {name: split.report for name, split in self.splits.items()}
+
+
+# Open
+
+
+def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
+    """Map a snapshot. verify: read all of it and compare the hashes, which also brings it into memory.
+
+    Raises SnapshotInvalid when it is missing, torn or altered.
+    """
+    try:
+        lock = os.open(path / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise SnapshotInvalid(f"{path.name} has no manifest ({error.strerror})") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        manifest = read_manifest(path)
+        splits = {entry["name"]: _open_split(path, entry, verify) for entry in manifest["splits"]}
+        fingerprint = dataset_fingerprint({name: split.fingerprint for name, split in splits.items()})
+        if fingerprint != manifest["fingerprint"]:
+            raise SnapshotInvalid(f"{path.name}: its splits are not those of its manifest")
+        snapshot = Snapshot(path, fingerprint, splits, manifest["created_at"])
+    except BaseException:
+        os.close(lock)
+        raise
+    weakref.finalize(snapshot, os.close, lock)
+    return snapshot
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a snapshot. Raises SnapshotInvalid."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_bytes())
+        body: dict[str, Any] = manifest["snapshot"]
+        whole = manifest["blake3"] == _hash_of(body) and body["format"] == FORMAT
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SnapshotInvalid(f"{path.name}: its manifest is damaged ({error})") from None
+    if not whole:
+        raise SnapshotInvalid(f"{path.name}: its manifest was altered, or is of another version")
+    return body
+
+
+def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split:
+    info, report = SplitInfo.from_json(entry["info"]), AlignmentReport.from_json(entry["report"])
+    folder = snapshot / _folder_of(info.split)
+    try:
+        embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
+        cps = np.load(folder / CPS, mmap_mode="r", allow_pickle=False)
+        with pa.memory_map(str(folder / FILE_PATHS)) as file, pa.ipc.open_file(file) as reader:
+            file_paths = reader.get_batch(0).column(0)
+    except (OSError, ValueError, EOFError, pa.ArrowException) as error:
+        raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} cannot be read ({error})") from None
+    shape = (info.num_samples, info.embedding_dim)
+    if (embeddings.shape, cps.shape, len(file_paths)) != (shape, shape[:1], shape[0]):
+        raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other sizes than its manifest says")
+    if embeddings.dtype != np.dtype("<f4") or cps.dtype != np.dtype("<f4") or file_paths.type != pa.string():
+        raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other types than its manifest says")
+    if verify:
+        _advise(embeddings, mmap.MADV_SEQUENTIAL)
+        fingerprint = split_fingerprint(shape, pieces(embeddings), cps, file_paths)
+        _advise(embeddings, mmap.MADV_NORMAL)
+        if fingerprint != info.fingerprint:
+            raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} was altered: its content has another hash than written")
+    return Split(info.split, folder, embeddings, cps, file_paths, info.fingerprint, info, report)
+
+
+def _advise(mapped: npt.NDArray[np.float32], advice: int) -> None:
+    memory = getattr(mapped, "_mmap", None)
+    if memory is not None:
+        memory.madvise(advice)
+
+
+# Write
+
+
+def write_snapshot(
+    snapshot_dir: Path, key: str, splits: Sequence[AlignedSplit], *, source: str, identity: str, progress: bool = False
+) -> Path:
+    """Write a snapshot beside its place, then rename it there. The caller holds `writing(snapshot_dir, key)`.
+
+    source: what the split's metadata call it; identity: hash of the settings, by which older snapshots of the same data are known.
+    """
+    temporary = snapshot_dir / f".writing-{key}-{secrets.token_hex(4)}"
+    temporary.mkdir()
+    entries: list[dict[str, Any]] = []
+    for split in splits:
+        folder = temporary / _folder_of(split.name)
+        folder.mkdir()
+        fingerprint = _write_split(folder, split, progress)
+        info = _info(split, fingerprint, source)
+        entries.append({"name": split.name, "info": info.to_json(), "report": split.report.to_json()})
+    body = {
+        "format": FORMAT,
+        "fingerprint": dataset_fingerprint({entry["name"]: entry["info"]["fingerprint"] for entry in entries}),
+        "identity": identity,
+        "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "splits": entries,
+    }
+    with _synced(temporary / MANIFEST) as file:
+        file.write(json.dumps({"blake3": _hash_of(body), "snapshot": body}, indent=1).encode())
+    _sync_folder(temporary)
+    target = snapshot_dir / key
+    if target.exists():  # an invalid one; who has it mapped keeps it
+        target.rename(snapshot_dir / f".writing-{key}-old-{secrets.token_hex(4)}")
+    temporary.rename(target)
+    _sync_folder(snapshot_dir)
+    _remove_leftovers(snapshot_dir, key)
+    return target
+
+
+def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
+    """Write one split's files. Returns its fingerprint."""
+    count, dimension = len(split), split.dimension
+    with _synced(folder / EMBEDDINGS) as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def written() -> Iterator[npt.NDArray[np.float32]]:
+            rows = rows_per_chunk(dimension)
+            bar = tqdm(None, f"{split.name}: snapshot", count, unit=" rows", disable=None if progress else True, delay=2)
+            for low in range(0, count, rows):
+                piece = split.gather(low, min(low + rows, count)).astype("<f4", copy=False)
+                file.write(piece.data)
+                yield piece
+                bar.update(len(piece))
+            bar.close()
+
+        fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths)
+    with _synced(folder / CPS) as file:
+        np.save(file, split.cps.astype("<f4", copy=False))
+    with _synced(folder / FILE_PATHS) as file:
+        batch = pa.record_batch([split.arrow_paths], names=["file_path"])
+        with pa.ipc.new_file(file, batch.schema) as writer:
+            writer.write_batch(batch)
+    _sync_folder(folder)
+    return fingerprint
+
+
+def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
+    cps = split.cps.astype(np.float64)
+    stats = CpsStats(float(cps.min()), float(cps.max()), float(cps.mean()), float(cps.std()))
+    dropped: dict[str, int] = {}
+    for entry in split.report.dropped:
+        dropped[entry.reason] = dropped.get(entry.reason, 0) + entry.count
+    report = split.report
+    return SplitInfo(
+        split=split.name,
+        num_samples=len(split),
+        embedding_dim=split.dimension,
+        dtype="float32",
+        fingerprint=fingerprint,
+        cps=stats,
+        source=source,
+        num_embeddings=report.num_embeddings,
+        num_cps=report.num_cps,
+        num_dropped=report.num_dropped,
+        dropped=dropped,
+    )
+
+
+@contextmanager
+def writing(snapshot_dir: Path, key: str) -> Iterator[None]:
+    """Be the only process that writes <key>; waits for another one. Removes what killed writers left behind."""
+    snapshot_dir.mkdir(parents=True, exist_ok=True)
+    with (snapshot_dir / f".lock-{key}").open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _remove_leftovers(snapshot_dir, key)
+        yield
+
+
+def remove_outdated(snapshot_dir: Path, identity: str, keep: Path) -> None:
+    """Remove other snapshots of the same settings that no process has open, and what killed writers left behind."""
+    for path in snapshot_dir.glob(PLACED):
+        try:
+            outdated = path.parent != keep and read_manifest(path.parent)["identity"] == identity
+        except SnapshotInvalid:
+            continue
+        if outdated and (lock := _try_lock(path)) is not None:
+            shutil.rmtree(path.parent, ignore_errors=True)
+            os.close(lock)
+    for path in snapshot_dir.glob(".writing-*"):
+        key = path.name.split("-")[1]
+        if (lock := _try_lock(snapshot_dir / f".lock-{key}")) is not None:
+            shutil.rmtree(path, ignore_errors=True)
+            os.close(lock)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Lock a file if nobody else has it locked."""
+    try:
+        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove_leftovers(snapshot_dir: Path, key: str) -> None:
+    for path in snapshot_dir.glob(f".writing-{key}-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _synced(path: Path) -> Iterator[IO[bytes]]:
+    """A new file that is on the disk when the block ends."""
+    with path.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _folder_of(split: str) -> str:
+    """A folder name for any split name: quoted, and never . or .. or hidden."""
+    return quote(split, safe="").replace(".", "%2E")
+
+
+def _hash_of(body: object) -> str:
+    return blake3(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,59 @@
+"""The benchmark suite works: every part of it that needs no package of its own runs, compares the same content, and cleans up."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RATIOS = ("streaming-256", "float16", "take", "cache-memory", "cache-disk", "raw-tcp", "np-take", "flight", "local-dataset")
+OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory")
+
+
+def run(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "default", "-m", "benchmarks", *arguments]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+def test_list_names_every_measurement(tmp_path: Path) -> None:
+    names = run("--list", tmp_path=tmp_path).stdout.split()
+    assert len(names) == len(set(names))
+    assert {*RATIOS, *OTHERS, "chroma", "webdataset", "litdata", "lance", "huggingface", "start", "scaling"} <= set(names)
+
+
+def test_quick_run_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    done = run("--quick", "--results", str(tmp_path / "results"), "--only", *RATIOS, *OTHERS, tmp_path=tmp_path / "tmp")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (dated,) = (tmp_path / "results").glob("20*.json")
+    assert dated.read_text() == (tmp_path / "results" / "latest.json").read_text()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+    report = json.loads(dated.read_text())
+    assert report["command"].startswith("python -m benchmarks --quick")
+    assert report["machine"]["cores"] >= 1
+    assert report["machine"]["packages"]["torch"]
+    outcomes = {outcome["name"]: outcome for outcome in report["outcomes"]}
+    assert set(outcomes) == {*RATIOS, *OTHERS}
+    for name, outcome in outcomes.items():
+        if outcome["status"] == "skipped" and name in ("cache-memory", "cache-disk", "larger-than-memory"):
+            assert outcome["reason"]
+            continue
+        assert outcome["status"] == "done", outcome
+        assert outcome["findings"]
+        for finding in outcome["findings"]:
+            assert finding["value"] > 0
+            assert finding["what"] in done.stdout.replace("│\n│", "")
+            assert finding["verdict"] in ("ok", "below", "info")
+    for name in RATIOS:
+        for finding in outcomes[name]["findings"]:
+            ours, other = finding["sides"]
+            assert len(ours["values"]) == len(other["values"]) == report["options"]["rounds"]
+
+
+def test_mistakes_are_refused(tmp_path: Path) -> None:
+    done = run("--rounds", "0", tmp_path=tmp_path)
+    assert done.returncode == 2
+    assert "--rounds is 0" in done.stderr

@@ -1,0 +1,123 @@
+"""Faults on the wire: whatever a proxy does to connections, full epochs arrive as torch's samplers have them, to the bit.
+
+FAULTS_PER_CASE for each of four cases, over as many epochs as it takes; the proxy breaks every single connection. Replay a failure
+by its seed, which the message of the assertion names.
+"""
+
+import multiprocessing
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import Server
+from faultproxy import KINDS, FaultProxy
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from cpstream_client import Client, Retry
+from cpstream_client.stream import course as course_module
+from cpstream_client.torch import StreamingEmbeddingsDataset
+
+FAULTS_PER_CASE = 100
+REQUEST_BYTES, RECORD_BYTES = 24_000, 6_000
+RETRY = Retry(timeout_s=60, first_delay_s=0.002, max_delay_s=0.02, contact_timeout_s=60)
+BATCH_SIZE, SEED = 8, 11
+
+
+@pytest.fixture(autouse=True)
+def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
+
+
+def client(url: str | list[str], timeout_s: float = 0.3) -> Client:
+    made = Client(url, timeout_s=timeout_s, retry=RETRY)
+    made.service = replace(made.service, request_bytes=REQUEST_BYTES)
+    return made
+
+
+def oracle(n: int, epoch: int, rank: int, world_size: int) -> list[list[int]]:
+    sampler = DistributedSampler(range(n), num_replicas=world_size, rank=rank, shuffle=True, seed=SEED)  # type: ignore[arg-type]
+    sampler.set_epoch(epoch)
+    return list(BatchSampler(sampler, BATCH_SIZE, drop_last=False))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_epochs_through_faults_equal_torch(
+    server: Server, forkserver: multiprocessing.context.BaseContext, dtype: str, num_workers: int
+) -> None:
+    split = server.snapshot.splits["train"]
+    embeddings = split.embeddings.astype(dtype)
+    bits = np.uint32 if dtype == "float32" else np.uint16
+    seed = 100 * num_workers + (dtype == "float16")
+    epoch = 0
+    with FaultProxy(server.url, seed) as proxy:
+        while proxy.counts.total() < FAULTS_PER_CASE or len(proxy.counts) < len(KINDS):
+            rank, world_size = [(0, 1), (1, 2), (2, 3)][epoch % 3]
+            # A new dataset each time, so that its metadata come through the faults, too.
+            dataset = StreamingEmbeddingsDataset(
+                client(proxy.url),
+                "train",
+                batch_size=BATCH_SIZE,
+                shuffle=True,
+                seed=SEED,
+                dtype=dtype,  # type: ignore[arg-type]
+                columns=("embedding", "cps", "index"),
+                rank=rank,
+                world_size=world_size,
+            )
+            dataset.set_epoch(epoch)
+            # Not forked from here: a child would inherit the proxy's sockets and keep them open.
+            context = forkserver if num_workers else None
+            loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
+            expected = oracle(len(embeddings), epoch, rank, world_size)
+            where = f"seed {seed}, epoch {epoch}, rank {rank} of {world_size}, after {dict(proxy.counts)}"
+            steps = 0
+            for (embedding, cps, index), indices in zip(loader, expected, strict=True):
+                assert index.tolist() == indices, f"step {steps}: {where}"
+                assert np.array_equal(embedding.numpy().view(bits), embeddings[indices].view(bits)), f"step {steps}: {where}"
+                assert np.array_equal(cps.numpy(), split.cps[indices]), f"step {steps}: {where}"
+                steps += 1
+            assert steps == len(dataset), where
+            epoch += 1
+            assert epoch < 60, f"too few faults: {where}"
+    print(f"{dtype}, {num_workers} workers: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
+
+
+def test_take_and_metadata_through_faults(server: Server) -> None:
+    split = server.snapshot.splits["train"]
+    generator = np.random.default_rng(5)
+    paths = split.file_paths.to_pylist()
+    with FaultProxy(server.url, seed=7, reply_bytes=3000) as proxy, client(proxy.url) as remote:
+        while proxy.counts.total() < FAULTS_PER_CASE:
+            where = f"seed 7, after {dict(proxy.counts)}"
+            indices = generator.integers(0, len(paths), 5)
+            batch = remote.take("train", indices)
+            assert batch.embeddings is not None, where
+            assert np.array_equal(batch.embeddings, split.embeddings[indices]), where
+            assert remote.split("train") == split.info, where
+            offset = int(generator.integers(0, 1700))
+            page = remote.rows("train", offset, 3)
+            assert [row["file_path"] for row in page["rows"]] == paths[offset : offset + 3], where
+    print(f"take and metadata: {dict(proxy.counts)}")
+
+
+def test_two_proxies_on_the_way_to_the_replicas(server: Server) -> None:
+    split = server.snapshot.splits["train"]
+    with FaultProxy(server.url, seed=1) as one, FaultProxy(server.url, seed=2) as two:
+        remote = client([one.url, two.url])
+        dataset = StreamingEmbeddingsDataset(remote, "train", batch_size=BATCH_SIZE, shuffle=True, seed=SEED, columns=("index",))
+        for epoch in range(3):
+            dataset.set_epoch(epoch)
+            got = [index.tolist() for (index,) in dataset]
+            assert got == oracle(len(split.cps), epoch, 0, 1), f"epoch {epoch}: {Counter(one.counts) + Counter(two.counts)}"
+    assert one.counts.total() > 0
+    assert two.counts.total() > 0
+
+
+def test_torch_is_not_fooled() -> None:
+    """The oracle itself: two epochs differ, and the ranks of one share no sample."""
+    assert oracle(100, 0, 0, 1) != oracle(100, 1, 0, 1)
+    seen = torch.tensor([index for rank in range(2) for batch in oracle(100, 0, rank, 2) for index in batch])
+    assert torch.equal(seen.sort().values, torch.arange(100))

@@ -1,0 +1,287 @@
+"""The command as people and orchestrators use it: real processes, real signals, exit codes."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from conftest import DEMO_DATA, Server, poll, stalled_stream
+
+from cpstream_client.contract.plan import Plan
+from cpstream_service.cli.app import unknown_variables
+from cpstream_service.settings import DataSettings, ServeSettings
+
+COMMAND = [sys.executable, "-m", "cpstream_service"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("CPSTREAM_")} | {"COLUMNS": "120"} | more
+
+
+def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], env=environment(**env), capture_output=True, text=True, timeout=120)
+
+
+@dataclass
+class Service:
+    """A `cpstream serve` process. log: its stderr, in a file."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(timeout=90)
+
+
+@contextmanager
+def serve(folder: Path, *arguments: str, source: Path = DEMO_DATA, **env: str) -> Iterator[Service]:
+    """Run `cpstream serve` with its files under `folder`, on a port that it chooses."""
+    log = folder / "log"
+    options = ["--source-path", str(source), "--snapshot-dir", str(folder / "snapshots"), "--host", "127.0.0.1", "--port", "0"]
+    (folder / "tmp").mkdir(exist_ok=True)
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", *options, *arguments], env=environment(TMPDIR=str(folder / "tmp"), **env), stderr=stderr
+        )
+    try:
+        poll(lambda: process.poll() is not None or "serving at" in log.read_text())
+        found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
+        assert found, log.read_text()
+        service = Service(process, found[1], log)
+        poll(lambda: _answers(service.url))
+        yield service
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; a zombie that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def workers_of(service: "Service") -> list[int]:
+    children = [child for child in children_of(service.process.pid) if is_alive(child)]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+
+
+def test_help_names_every_command_option_and_variable() -> None:
+    top = run("--help")
+    assert top.returncode == 0
+    for command in ("serve", "check", "ingest", "info", "plan"):
+        assert re.search(rf"^. {command} ", top.stdout, re.MULTILINE), command
+    text = run("serve", "--help").stdout
+    for spec in (*fields(DataSettings), *fields(ServeSettings)):
+        assert f"--{spec.name.replace('_', '-')}" in text
+    flat = re.sub(r"[\s│]+", "", text)
+    for spec in (*fields(DataSettings), *fields(ServeSettings)):
+        assert f"CPSTREAM_{spec.name.upper()}" in flat
+    for command in ("serve", "check", "ingest", "info", "plan"):
+        assert f"cpstream {command}" in run(command, "--help").stdout, "help without an example"
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*\n", run("--version").stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "code", "says"),
+    [
+        (["serve", "--prot", "1"], {}, 2, ["--prot", "--port"]),
+        (["srve"], {}, 2, ["srve"]),
+        (["serve", "--port", "x"], {}, 2, ["--port", '"x"']),
+        (["serve"], {"CPSTREAM_PORT": "x"}, 2, ["CPSTREAM_PORT", '"x"']),
+        (["serve", "--log-format", "xml"], {}, 2, ["--log-format", "json"]),
+        (["serve"], {"CPSTREAM_PORT": "70000"}, 2, ["port is 70000", "65535"]),
+        (["serve", "--workers", "0"], {}, 2, ["workers is 0"]),
+        (["serve", "--drain-timeout-s", "nan"], {}, 2, ["drain_timeout_s is nan"]),
+        (["serve", "--token", ""], {}, 2, ["token is empty"]),
+        (["serve", "--source-path", "/no/such/folder", "--port", "0"], {}, 1, ["/no/such/folder", "--source-path"]),
+        (["serve", "--host", "no.such.host.invalid"], {}, 3, ["no.such.host.invalid", "--host"]),
+        (["info", "http://127.0.0.1:1"], {}, 1, ["http://127.0.0.1:1"]),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(
+    arguments: list[str], env: dict[str, str], code: int, says: list[str], tmp_path: Path
+) -> None:
+    done = run(*arguments, CPSTREAM_SNAPSHOT_DIR=str(tmp_path), **env)
+    assert (done.returncode, done.stdout) == (code, "")
+    for words in says:
+        assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_variable_is_pointed_out() -> None:
+    assert unknown_variables({"CPSTREAM_PROT": "1", "CPSTREAM_TOKEN": "x", "PATH": "/bin"}) == {
+        "CPSTREAM_PROT": "did you mean CPSTREAM_PORT?"
+    }
+
+
+def test_a_port_in_use_has_its_own_exit_code(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("serve", "--source-path", str(DEMO_DATA), "--snapshot-dir", str(tmp_path), "--host", "127.0.0.1", "--port", port)
+    assert done.returncode == 3
+    assert port in done.stderr
+    assert "--port" in done.stderr
+
+
+def test_missing_dependencies_are_named_with_the_remedy() -> None:
+    program = "import sys; sys.modules['fastapi'] = None; from cpstream_service.__main__ import main; main()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "cpstream: missing fastapi; run: pip install 'cpstream[service]'\n")
+
+
+def test_sigint_ends_it_cleanly_with_a_readable_log(tmp_path: Path) -> None:
+    with serve(tmp_path) as service:
+        assert httpx.get(f"{service.url}/v1/splits/dev/batches").status_code == 200
+        assert service.stop(signal.SIGINT) == 0
+        log = service.log.read_text()
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+    assert "split dev: 300 samples" in log
+    assert "GET /v1/splits/dev/batches -> 200" in log
+
+
+def test_sigterm_ends_it_cleanly_with_a_json_log_and_no_token_in_it(tmp_path: Path) -> None:
+    with serve(tmp_path, CPSTREAM_TOKEN="s3cret", CPSTREAM_LOG_FORMAT="json") as service:
+        refused = run("info", service.url)
+        assert refused.returncode == 1
+        assert "token" in refused.stderr
+        assert run("info", service.url, CPSTREAM_TOKEN="s3cret").returncode == 0
+        headers = {"X-Request-ID": "abc", "Authorization": "Bearer s3cret"}
+        assert httpx.get(f"{service.url}/v1/splits/dev/batches", headers=headers).status_code == 200
+        assert service.stop(signal.SIGTERM) == 0
+        log = service.log.read_text()
+    assert "s3cret" not in log
+    entry = next(line for line in map(json.loads, log.splitlines()) if line.get("request_id") == "abc")
+    assert (entry["split"], entry["status"], entry["level"], entry["logger"]) == ("dev", 200, "INFO", "cpstream.access")
+    assert entry["bytes"] > 0
+
+
+def test_two_workers_count_together_are_replaced_and_leave_nothing(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "2") as service:
+        for _ in range(12):  # each by a connection of its own, so that both workers get some
+            httpx.get(f"{service.url}/v1/splits/dev")
+        counted = 'cpstream_requests_total{method="GET",route="/v1/splits/{split}",status="200"} 12.0'
+        assert counted in httpx.get(f"{service.url}/metrics").text
+        first = workers_of(service)
+        os.kill(first[0], signal.SIGKILL)
+        poll(lambda: len(set(workers_of(service)) - set(first)) == 1)
+        poll(lambda: _answers(service.url))
+        children = children_of(service.process.pid)
+        assert service.stop() == 0
+        poll(lambda: not any(map(is_alive, children)))  # multiprocessing's resource tracker ends just after its parent
+        assert not list((tmp_path / "tmp").iterdir())
+        log = service.log.read_text()
+    assert "Traceback" not in log
+
+
+def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "2") as service:
+        workers = workers_of(service)
+        service.process.kill()
+        service.process.wait()
+        poll(lambda: not any(map(is_alive, workers)))
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source whose batches no socket buffer swallows: one split of 24 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    names = [f"{i:04d}.wav" for i in range(6000)]
+    embeddings = np.random.default_rng(0).standard_normal((len(names), 1024), dtype=np.float32)
+    rows = [{"embedding": row, "file_path": name} for row, name in zip(embeddings, names, strict=True)]
+    np.save(folder / "numpy_embs.npy", {"train": rows}, allow_pickle=True)  # type: ignore[arg-type]
+    (folder / "train_cps.csv").write_text("audio_path,cps\n" + "".join(f"{name},{5 + i % 20}\n" for i, name in enumerate(names)))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_draining_refuses_new_work_and_lets_streams_finish(tmp_path: Path, large: Path, workers: int) -> None:
+    with serve(tmp_path, "--workers", str(workers), "--drain-timeout-s", "60", source=large) as service, httpx.Client() as http:
+        with stalled_stream(service.url, "/v1/splits/train/batches") as stream:
+            service.process.send_signal(signal.SIGTERM)
+            if workers == 1:
+                poll(lambda: http.get(f"{service.url}/readyz").status_code == 503)
+                for path in ("/readyz", "/v1/splits"):
+                    reply = http.get(service.url + path)
+                    assert (reply.status_code, reply.json()["code"]) == (503, "draining")
+                    assert int(reply.headers["retry-after"]) >= 1
+                assert http.get(f"{service.url}/livez").status_code == 200
+            else:
+                poll(lambda: "draining" in service.log.read_text())
+            assert service.process.poll() is None
+            received = b"HTTP/1.1 200" + b"".join(iter(lambda: stream.recv(1 << 20), b""))
+        head, _, body = received.partition(b"\r\n\r\n")
+        assert f"content-length: {len(body)}".encode() in head.lower()
+        assert service.process.wait(timeout=90) == 0
+
+
+def test_draining_ends_in_time_though_a_reader_stalls(tmp_path: Path, large: Path) -> None:
+    with serve(tmp_path, "--drain-timeout-s", "0.2", source=large) as service:
+        with stalled_stream(service.url, "/v1/splits/train/batches"):
+            code = service.stop()
+        assert code == 0
+
+
+def test_a_second_signal_ends_the_drain(tmp_path: Path, large: Path) -> None:
+    with serve(tmp_path, "--drain-timeout-s", "600", source=large) as service:
+        with stalled_stream(service.url, "/v1/splits/train/batches"):
+            service.process.send_signal(signal.SIGTERM)
+            poll(lambda: "draining" in service.log.read_text())
+            code = service.stop()
+        assert code == 0
+
+
+def test_info_prints_the_splits(server: Server) -> None:
+    done = run("info", server.url)
+    assert done.returncode == 0, done.stderr
+    for split in server.snapshot.splits.values():
+        assert split.name in done.stdout
+        assert split.fingerprint in done.stdout
+        assert f"{split.info.cps.mean:.2f}" in done.stdout
+
+
+def test_plan_prints_who_got_what(server: Server) -> None:
+    done = run(
+        "plan", server.url, "dev", "--step", "2", "--batch-size", "3", "--world-size", "2", "--shuffle", "uniform", "--seed", "9"
+    )
+    assert done.returncode == 0, done.stderr
+    epoch = Plan(300, batch_size=3, shuffle="uniform", seed=9, world_size=2)
+    for rank in range(2):
+        for index in replace(epoch, rank=rank).batch(epoch.order(), 2):
+            assert re.search(rf"^. {rank} .* {index} ", done.stdout, re.MULTILINE)
+            assert server.snapshot.splits["dev"].file_paths[int(index)].as_py() in done.stdout
+    past = run("plan", server.url, "dev", "--step", "99")
+    assert past.returncode == 1
+    assert "step is 99" in past.stderr

@@ -1,0 +1,107 @@
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import chromadb
+import numpy as np
+import pytest
+import torch
+from chromadb.config import Settings
+from data import cps_of, make_rows, make_settings, write_cps, write_dataset
+from torch.utils.data import DataLoader, Dataset
+
+from cpstream_service.dataset import BaseDataset, RegressionEmbeddingsDataset
+from cpstream_service.errors import AlignmentError, DataError
+from cpstream_service.snapshot.load import load
+
+ROWS = {"train": make_rows(50, 8), "dev": make_rows(9, 8, seed=1)}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "data" / "processed" / "embeddings", ROWS)
+
+
+def test_the_usage_of_the_readme(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "train_cps.csv").rename(source.parent / "train_cps.csv")
+    monkeypatch.chdir(tmp_path)
+    dataset = RegressionEmbeddingsDataset(
+        source_path="data/processed/embeddings", split="train", source_type="npy", cps_csv="data/processed/train_cps.csv"
+    )
+    dataloader = DataLoader(dataset, batch_size=32, shuffle=True)
+    batches = list(dataloader)
+    assert [(x.shape, y.shape) for x, y in batches] == [((32, 8), (32,)), ((18, 8), (18,))]
+    assert all(x.dtype == y.dtype == torch.float32 for x, y in batches)
+    assert sorted(torch.cat([y for _, y in batches]).tolist()) == sorted(cps for _, cps in cps_of(ROWS["train"]))
+
+
+def test_samples(source: Path) -> None:
+    dataset = RegressionEmbeddingsDataset(source, "dev")
+    assert isinstance(dataset, BaseDataset)
+    assert isinstance(dataset, Dataset)
+    assert len(dataset) == 9
+    assert dataset.filenames == [row["file_path"] for row in ROWS["dev"]]
+    np.testing.assert_array_equal(dataset.audio_data, [row["embedding"] for row in ROWS["dev"]])
+    np.testing.assert_array_equal(dataset.labels, [5 + i / 8 for i in range(9)])
+    assert (dataset.audio_data.dtype, dataset.labels.dtype) == (torch.float32, torch.float32)
+    embedding, cps = dataset[3]
+    assert (embedding.dtype, embedding.shape, cps.dtype, cps.shape) == (torch.float32, (8,), torch.float32, ())
+    torch.testing.assert_close(dataset[-1], dataset[8], rtol=0, atol=0)
+    torch.testing.assert_close(dataset[np.int64(2)], dataset[2], rtol=0, atol=0)
+    with pytest.raises(IndexError):
+        dataset[9]
+    assert repr(dataset) == "RegressionEmbeddingsDataset(split='dev', num_samples=9, embedding_dim=8)"
+    assert dataset.report.num_aligned == 9
+
+
+def test_it_holds_what_the_service_serves(source: Path) -> None:
+    snapshot = load(make_settings(source)).snapshot
+    for name, split in snapshot.splits.items():
+        dataset = RegressionEmbeddingsDataset(source, name)
+        assert dataset.audio_data.numpy().tobytes() == np.asarray(split.embeddings).tobytes()
+        assert dataset.labels.numpy().tobytes() == np.asarray(split.cps).tobytes()
+        assert dataset.filenames == split.file_paths.to_pylist()
+        assert dataset.report.dropped == split.report.dropped
+
+
+def test_from_chroma(source: Path, tmp_path: Path) -> None:
+    client = chromadb.PersistentClient(str(tmp_path / "chroma"), Settings(anonymized_telemetry=False))
+    client.create_collection("speed_embeddings", embedding_function=None).add(
+        ids=[row["file_path"] for row in ROWS["dev"]],
+        embeddings=[row["embedding"] for row in ROWS["dev"]],
+        metadatas=[{"split": "dev", "file_path": row["file_path"]} for row in ROWS["dev"]],
+    )
+    client.close()  # type: ignore[attr-defined]
+    npy = RegressionEmbeddingsDataset(source, "dev")
+    dataset = RegressionEmbeddingsDataset(tmp_path / "chroma", "dev", "chromadb", source / "dev_cps.csv")
+    assert torch.equal(dataset.audio_data, npy.audio_data)
+    assert torch.equal(dataset.labels, npy.labels)
+    assert dataset.filenames == npy.filenames
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_in_loader_workers(source: Path, context: Literal["fork", "spawn"]) -> None:
+    dataset = RegressionEmbeddingsDataset(source, "train")
+    options: Any = {"batch_size": 16, "num_workers": 2 if context == "fork" else 1, "multiprocessing_context": context}
+    got = [(x.clone(), y.clone()) for x, y in DataLoader(dataset, **options)]
+    assert torch.equal(torch.cat([x for x, _ in got]), dataset.audio_data)
+    assert torch.equal(torch.cat([y for _, y in got]), dataset.labels)
+
+
+def test_it_pickles(source: Path) -> None:
+    dataset = RegressionEmbeddingsDataset(source, "dev")
+    again = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(again.audio_data, dataset.audio_data)
+    assert again.filenames == dataset.filenames
+    assert again.report == dataset.report
+
+
+def test_bad_data(source: Path) -> None:
+    with pytest.raises(DataError, match=r"nope_cps.csv: there is no such CPS table"):
+        RegressionEmbeddingsDataset(source, "nope")
+    with pytest.raises(DataError, match=r"numpy_embs.npy has no split 'nope'; it has: 'train', 'dev'"):
+        RegressionEmbeddingsDataset(source, "nope", cps_csv="dev_cps.csv")
+    write_cps(source / "dev_cps.csv", [*cps_of(ROWS["dev"])[1:]])
+    assert len(RegressionEmbeddingsDataset(source, "dev")) == 8
+    with pytest.raises(AlignmentError, match="--strict, and alignment dropped 1 rows"):
+        RegressionEmbeddingsDataset(source, "dev", strict=True)

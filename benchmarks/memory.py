@@ -29,7 +29,7 @@ def measure(bench: Bench) -> Iterator[Finding]:
                     stream.pause()
                     opened += 1
                 if number:
-                    values[count].append((_settled(service.pid) - before) / count / 1e6)
+                    values[count].append((settled(service.pid) - before) / count / 1e6)
     for count in COUNTS:
         side = Series(f"service, {count} paused streams", values[count], "MB/stream")
         what = f"service's own memory per open stream, {count} streams"
@@ -49,10 +49,10 @@ def _read_some(service: Service) -> None:
     """One stream first, so that what the service sets up once does not count."""
     with closing(RawStream(service, 1, None)) as stream:
         stream.read_until(time.perf_counter() + 0.5)
-    _settled(service.pid)
+    settled(service.pid)
 
 
-def _settled(pid: int) -> int:
+def settled(pid: int) -> int:
     """The memory once it no longer changes: buffers fill until the sockets take no more."""
     last, deadline = -_SETTLED_BYTES * 2, time.monotonic() + 10
     while time.monotonic() < deadline:

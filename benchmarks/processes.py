@@ -70,9 +70,9 @@ def first_line(process: "subprocess.Popen[str]", timeout_s: float = START_TIMEOU
     return line.strip()
 
 
-def answer(command: Sequence[str], timeout_s: float = 600.0) -> str:
+def answer(command: Sequence[str], timeout_s: float = 600.0, env: Mapping[str, str] | None = None) -> str:
     """The stdout of a command that ends by itself. Raises ChildFailed."""
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout_s)
+    done = subprocess.run(command, cwd=ROOT, env=environment(env), capture_output=True, text=True, timeout=timeout_s)
     if done.returncode:
         raise ChildFailed(f"{' '.join(command[:4])} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
     return done.stdout

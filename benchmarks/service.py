@@ -4,7 +4,7 @@ import http.client
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,13 +27,15 @@ class Service:
 
 
 @contextmanager
-def serving(source: Path, snapshot_dir: Path, *arguments: str, cgroup: Path | None = None) -> Iterator[Service]:
+def serving(
+    source: Path, snapshot_dir: Path, *arguments: str, cgroup: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[Service]:
     """Serve the source until the block ends. Its log lies beside the snapshots."""
     snapshot_dir.mkdir(parents=True, exist_ok=True)
     log = snapshot_dir / "service.log"
     command = [sys.executable, "-m", "cpstream_service", "serve", "--source-path", str(source), "--snapshot-dir", str(snapshot_dir)]
     started = time.perf_counter()
-    with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, cgroup=cgroup) as process:
+    with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, env=env, cgroup=cgroup) as process:
 
         def url() -> str | None:
             found = re.search(r"serving at (http://[\w.:]+)", log.read_text())

@@ -57,3 +57,17 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     done = run("--rounds", "0", tmp_path=tmp_path)
     assert done.returncode == 2
     assert "--rounds is 0" in done.stderr
+
+
+def test_two_commits_are_measured_in_turn_and_the_other_tree_is_gone(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.versus", "HEAD", "--rounds", "1", "--samples", "2000", "--dim", "16"]
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    only = ["--only", "streaming-256", "take-cpu", "memory-per-stream"]
+    done = subprocess.run([*command, *only], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    for name in only[1:]:
+        (row,) = (line for line in done.stdout.splitlines() if line.startswith(f"│ {name} "))
+        assert row.count("(") == 2, row  # a spread of each side
+    assert list(tmp_path.iterdir()) == []
+    trees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert str(tmp_path) not in trees

@@ -36,6 +36,7 @@ from .contract.wire import (
 from .errors import CorruptedError, CpstreamError
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
+from .stream.messages import Memory
 from .stream.reader import Batch, Expected, read_batches
 from .transport.connection import Connection
 from .transport.endpoints import Endpoint
@@ -64,7 +65,7 @@ class Client:
     def _open(self) -> None:
         self._process = os.getpid()
         self._idle: dict[Endpoint, deque[Connection]] = {endpoint: deque() for endpoint in self.service.endpoints}
-        self._pool = BufferPool(max_idle=8)
+        self._memory = Memory(BufferPool(max_idle=8))
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     def __getstate__(self) -> tuple[Service, bool]:
@@ -127,7 +128,7 @@ class Client:
         """The batches of a query, in order, verified, resumed after faults. info: the split as known, to pin its data."""
         info = info or self.split(split)
         course = Course(query or BatchQuery(), info)
-        fetcher = EpochFetcher(self.service, course, self._pool, turn=os.getpid())
+        fetcher = EpochFetcher(self.service, course, self._memory, turn=os.getpid())
         return cut(trim(fetcher, course), course.batch_size)
 
     def record_batches(self, split: str, query: BatchQuery | None = None) -> Iterator[pa.RecordBatch]:
@@ -165,7 +166,7 @@ class Client:
         def ask(connection: Connection) -> Batch:
             connection.send("POST", split_path(split, "take"), params, ARROW_STREAM, body, OCTET_STREAM)
             response = connection.receive(ARROW_STREAM)
-            (batch,) = read_batches(connection, response, expected, [len(wanted)], self._pool)
+            (batch,) = read_batches(connection, response, expected, [len(wanted)], self._memory)
             if batch.index is None or batch.index.tobytes() != body:
                 raise CorruptedError(f"{connection.url}: the reply holds other samples than those asked for")
             return batch if "index" in columns else replace(batch, index=None)

@@ -143,6 +143,20 @@ def test_short_ranks_get_empty_batches_of_any_columns(
     assert last.file_paths is None or last.file_paths == []
 
 
+def test_headers_of_another_release_of_the_service_cost_one_retry(server: Server) -> None:
+    """What a batch's header looks like is remembered from epoch to epoch, and forgotten when it is no longer so."""
+    split = server.snapshot.splits["train"]
+    with Client(server.url, retry=FAST) as client:
+        assert client.take("train", [1]).num_rows == 1
+        layouts = client._memory.layouts
+        for key, layout in layouts.items():
+            layouts[key] = replace(layout, header=layout.header[:-8] + b"another!", body_bytes=layout.body_bytes + 64)
+        client.service = replace(client.service, retry=FAST, timeout_s=1.0)
+        assert np.array_equal(client.take("train", [7]).embeddings, split.embeddings[[7]])
+        client.service = replace(client.service, retry=ONCE)
+        assert np.array_equal(client.take("train", [8]).embeddings, split.embeddings[[8]])
+
+
 def test_one_client_serves_many_threads(server: Server) -> None:
     split = server.snapshot.splits["train"]
     with Client(server.url) as client, ThreadPoolExecutor(8) as threads:
@@ -441,7 +455,7 @@ def test_leaving_a_loop_wakes_a_thread_between_two_tries(server: Server) -> None
 def _leave_while_waiting(url: str, server: Server, asked: threading.Event) -> None:
     course = Course(BatchQuery(), server.snapshot.splits["train"].info)
     with Client(url) as client:
-        fetcher = fetch.EpochFetcher(client.service, course, client._pool)
+        fetcher = fetch.EpochFetcher(client.service, course, client._memory)
         loop = prefetch(fetcher, 10, fetcher.abort)
         with ThreadPoolExecutor(1) as consumer:
             waiting = consumer.submit(next, loop, None)

@@ -109,7 +109,7 @@ def test_an_endpoint_that_dies_in_mid_epoch_is_not_missed(snapshot: Snapshot, se
         info = snapshot.splits["train"].info
         course = Course(QUERY, info)
         got: list[int] = []
-        fetcher = fetch.EpochFetcher(client(urls).service, course, Client(urls)._pool)
+        fetcher = fetch.EpochFetcher(client(urls).service, course, Client(urls)._memory)
         for batch in fetcher:
             got += batch.index.tolist()
             if len(got) > 600 and dying:
@@ -144,7 +144,7 @@ def test_an_endpoint_that_is_back_is_used_again(pair: list[tuple[str, Counting]]
     with client([one, two]) as remote:
         remote.service.replicas.failed(remote.service.endpoints[0])
         course = Course(QUERY, remote.split("train"))
-        assert len(indices(iter(fetch.EpochFetcher(remote.service, course, remote._pool)))) == 1800
+        assert len(indices(iter(fetch.EpochFetcher(remote.service, course, remote._memory)))) == 1800
     assert first.count > 1
     assert second.count == 0
 
@@ -166,7 +166,7 @@ def test_an_endpoint_that_cannot_be_asked_ahead_costs_nothing_that_has_arrived(
     with client([one, two]) as remote:
         course = Course(QUERY, remote.split("train"))
         monkeypatch.setattr(socket, "create_connection", refusing)
-        assert len(indices(iter(fetch.EpochFetcher(remote.service, course, remote._pool)))) == 1800
+        assert len(indices(iter(fetch.EpochFetcher(remote.service, course, remote._memory)))) == 1800
     assert len(refused) == 1
     assert first.count == 1
     record_batches = len(course)

@@ -12,6 +12,7 @@ from ..contract.wire import BatchQuery, SplitInfo
 from ..errors import TransportError, UnavailableError
 from ..stream.course import Course, trim
 from ..stream.fetch import EpochFetcher
+from ..stream.messages import Memory
 from ..stream.reader import Batch
 from ..transport.retry import Retry
 from .cache import SplitCache
@@ -35,7 +36,7 @@ class Epochs:
         allocate: Callable[[int], Bytes] = allocate_aligned,
     ) -> None:
         self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
-        self._pool = BufferPool(IDLE_BUFFERS, allocate)
+        self._memory = Memory(BufferPool(IDLE_BUFFERS, allocate))
         self._file_paths: list[str] = []
 
     def records(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
@@ -57,7 +58,7 @@ class Epochs:
     def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
         course = Course(wanted, self._info)
-        fetcher = EpochFetcher(self._client.service, course, self._pool, turn)
+        fetcher = EpochFetcher(self._client.service, course, self._memory, turn)
         # Kept in the fetching thread, while the loop computes.
         items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
         ahead = prefetch(items, self._prefetch_bytes, fetcher.abort)

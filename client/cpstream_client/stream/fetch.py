@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..buffers import BufferPool
 from ..contract.wire import ARROW_STREAM, BatchQuery, split_path, stream_metadata
 from ..errors import CpstreamError, TransportError
 from ..transport.connection import Connection
@@ -17,6 +16,7 @@ from ..transport.endpoints import Endpoint
 from ..transport.retry import Patience
 from ..transport.service import Service
 from .course import Course
+from .messages import Memory
 from .reader import Batch, Expected, read_batches
 
 ASK_AHEAD_BATCHES = 4
@@ -41,8 +41,8 @@ class EpochFetcher:
     turn: which of the endpoints to prefer, so that ranks and workers spread over them.
     """
 
-    def __init__(self, service: Service, course: Course, pool: BufferPool, turn: int = 0) -> None:
-        self._service, self._course, self._pool, self._turn = service, course, pool, turn
+    def __init__(self, service: Service, course: Course, memory: Memory, turn: int = 0) -> None:
+        self._service, self._course, self._memory, self._turn = service, course, memory, turn
         self._endpoint = service.replicas.choose(turn)
         self._idle: dict[Endpoint, Connection] = {}
         self._open: list[Connection] = []
@@ -84,7 +84,7 @@ class EpochFetcher:
             response = connection.receive(ARROW_STREAM)
             following: _Request | None = None
             has_more = request.behind < len(self._course)
-            batches = read_batches(connection, response, self._expected(request), self._rows(request), self._pool)
+            batches = read_batches(connection, response, self._expected(request), self._rows(request), self._memory)
             for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
                 if has_more and left == min(ASK_AHEAD_BATCHES, request.count):
                     following = self._ask_ahead(request.behind)

@@ -1,7 +1,7 @@
 """Arrow IPC messages, read from an HTTP reply with one copy (from the kernel into a pooled buffer) and verified before use.
 
 A message is a prefix of 8 bytes (a mark and the header's length), a header, and a body. The header of a record batch says where in
-the body each column lies; for batches of one size it is the same bytes every time. So Arrow parses each header once a connection;
+the body each column lies; for batches of one size it is the same bytes every time. So Arrow parses each header once a process;
 after that, prefix, header and body are read in one go and the header is only compared. At gigabytes a second it is the number of
 Python's steps a megabyte that counts. Nothing is parsed before its checksum has been found right.
 """
@@ -9,7 +9,7 @@ Python's steps a megabyte that counts. Nothing is parsed before its checksum has
 import http.client
 import math
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,18 +52,26 @@ class Layout:
     has_strings: bool
 
 
-Known = dict[tuple[object, int], Layout]
-"""Layouts that a connection has met, by what was asked for and the number of rows."""
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What streams leave to those after them, from epoch to epoch: buffers, and layouts by what was asked for and how many rows.
+
+    Safe between threads.
+    """
+
+    pool: BufferPool
+    layouts: dict[tuple[object, int], Layout] = field(default_factory=dict)
 
 
 class Messages:
     """The messages of one reply's body, in order. Every method raises TransportError, or CorruptedError for what is damaged.
 
-    kind: what batches of the same number of rows have in common with others of this connection; known: where those are kept.
+    kind: what batches of the same number of rows have in common with others in this memory: the endpoint, and what was asked for.
     """
 
-    def __init__(self, response: Response, pool: BufferPool, url: str, kind: object, known: Known) -> None:
-        self._response, self._pool, self._url, self._kind, self._known = response, pool, url, kind, known
+    def __init__(self, response: Response, memory: Memory, url: str, kind: object) -> None:
+        self._response, self._url, self._kind = response, url, kind
+        self._pool, self._known = memory.pool, memory.layouts
         self.left = response.length or 0
         self.schema: pa.Schema = None  # the caller sets it before the first record batch
 
@@ -78,7 +86,11 @@ class Messages:
         """The next message, of a batch of num_rows: layout, body, and the batch itself where the layout does not say everything."""
         layout = self._known.get((self._kind, num_rows))
         if layout is not None:
-            return layout, self._same_again(layout), None
+            try:
+                return layout, self._same_again(layout), None
+            except TransportError:  # perhaps another release of the service, whose headers differ: Arrow parses the next one
+                self._known.pop((self._kind, num_rows), None)
+                raise
         header = self._header()
         if header is None:
             raise CorruptedError(f"{self._url}: the stream ended before its last batch")

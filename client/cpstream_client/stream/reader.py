@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ..buffers import BufferPool, Bytes
+from ..buffers import Bytes
 from ..contract.plan import Indices
 from ..contract.wire import Column, Dtype, batch_schema
 from ..errors import CorruptedError
 from ..transport.connection import Connection
 from ..transport.sockets import Response
-from .messages import Layout, Messages
+from .messages import Layout, Memory, Messages
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,15 @@ class Expected:
 
 
 def read_batches(
-    connection: Connection, response: Response, expected: Expected, rows: Iterable[int], pool: BufferPool
+    connection: Connection, response: Response, expected: Expected, rows: Iterable[int], memory: Memory
 ) -> Iterator[Batch]:
     """The batches of one reply of the connection, each verified before it is handed out. rows: how many rows each must have.
 
     Raises TransportError when the stream breaks, CorruptedError when it is not what it must be.
     """
     url = connection.url
-    messages = Messages(response, pool, url, (expected.dim, expected.dtype, expected.columns), connection.known_layouts)
+    kind = connection.endpoint.url, expected.dim, expected.dtype, expected.columns
+    messages = Messages(response, memory, url, kind)
     try:
         metadata = tuple(expected.metadata.items())
         messages.schema = _checked_schema(messages.schema_header(), expected.dim, expected.dtype, expected.columns, metadata, url)

@@ -15,7 +15,6 @@ from urllib.parse import urlencode
 
 from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, Problem, content_digest
 from ..errors import CorruptedError, CpstreamError, TransportError, error_of
-from ..stream.messages import Known
 from .endpoints import Endpoint
 from .sockets import Response, set_timeout
 
@@ -41,7 +40,6 @@ class Connection:
         self._response: Response | None = None
         self._target = ""
         self._used_s = 0.0
-        self.known_layouts: Known = {}  # of its replies; goes with it when a reply was damaged
 
     def send(
         self, method: str, path: str, params: Mapping[str, str], accept: str, body: bytes | None = None, content_type: str = ""

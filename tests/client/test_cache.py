@@ -1,5 +1,7 @@
 """Caches: what they hold is what the service sent, in the plan's order, whoever fills them and however that ends."""
 
+import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -203,6 +205,49 @@ def test_an_incomplete_file_cache_has_no_manifest(client: Client, info: SplitInf
     cache.put(client.take("train", np.arange(10, info.num_samples)))
     (manifest,) = tmp_path.rglob("manifest.json")
     assert json.loads(manifest.read_text())["num_samples"] == info.num_samples
+
+
+def test_whoever_completes_a_file_cache_second_goes_on(client: Client, info: SplitInfo, tmp_path: Path) -> None:
+    first, second = (FileCache(tmp_path, info, "float32") for _ in range(2))
+    everything = client.take("train", np.arange(info.num_samples))
+    first.put(everything)
+    second.put(everything)
+    assert_same([second.gather(np.arange(9))], [client.take("train", np.arange(9))])
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["cps", "embeddings", "manifest.json"]
+
+
+def test_a_full_disk_is_an_error_that_names_it(server: Server, tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        dataset = StreamingEmbeddingsDataset(server.url, "train", cache=str(tmp_path))
+        with pytest.raises(OSError, match=r"No space left on device: . MB are needed and 0 MB are free; choose another cache="):
+            next(iter(dataset))
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_a_planted_link_keeps_its_target(info: SplitInfo, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    partial = tmp_path / "cache" / f"{info.fingerprint}-float32.partial"
+    partial.mkdir(parents=True)
+    for name in ("embeddings", "lock"):
+        (partial / name).symlink_to(target)
+        with pytest.raises(OSError, match="symbolic links"):
+            FileCache(tmp_path / "cache", info, "float32")
+        assert target.read_text() == "precious"
+        partial.mkdir(exist_ok=True)
+
+
+def test_a_file_system_without_locks_is_named(info: SplitInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(OSError, match=r"no file locks \(No locks available\).* choose another cache=DIRECTORY on a local disk"):
+        FileCache(tmp_path, info, "float32")
 
 
 @pytest.mark.parametrize("cache", ["memory", "device", "directory"])

@@ -16,14 +16,18 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from crc32c import crc32c
 
 from ..buffers import BufferPool
 from ..contract.plan import Indices
 from ..contract.wire import Dtype, SplitInfo
+from ..files import allocate, lock, no_follow
 from ..stream.reader import Batch
 
 _IDLE_BUFFERS = 64
+_TRIES = 10
+_ELSEWHERE = 'choose another cache=DIRECTORY on a local disk, or cache="memory", or cache=None'
 _CHECKSUM_BLOCK_BYTES = 64 * 1024**2
 
 
@@ -80,6 +84,7 @@ class FileCache(MemoryCache):
     <directory>/<fingerprint>-<dtype>/ appears, by one rename, when the split is complete. Until then processes fill
     <...>.partial together: all write the same bytes. A .partial folder that no living process holds is begun anew, because
     after a crash of the machine nobody knows which of its pages reached the disk. A complete one is checked by its checksum.
+    Raises OSError, which names the remedy, where the disk has not enough room for the split, or no file locks.
     """
 
     def __init__(self, directory: str | os.PathLike[str], info: SplitInfo, dtype: Dtype) -> None:
@@ -89,9 +94,16 @@ class FileCache(MemoryCache):
         self._release: Callable[[], object] | None = None  # while the split is not complete: lets go of the partial folder
         self._shape = (info.num_samples, info.embedding_dim)
         self.dtype = dtype
-        if self._open_final():
-            return
-        self._join_partial()
+        for left in reversed(range(_TRIES)):
+            if self._open_final():
+                return
+            try:
+                self._join_partial()
+            except FileNotFoundError:  # another process has just completed it and moved it to its place
+                if not left:
+                    raise
+            else:
+                return
 
     def put(self, batch: Batch) -> None:
         super().put(batch)
@@ -115,28 +127,36 @@ class FileCache(MemoryCache):
 
     def _join_partial(self) -> None:
         self._partial.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self._partial / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._release = weakref.finalize(self, os.close, lock)  # the lock is held for as long as this cache is used
+        held = no_follow(str(self._partial / "lock"), os.O_RDWR | os.O_CREAT)
+        self._release = weakref.finalize(self, os.close, held)  # the lock is held for as long as this cache is used
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(held, fcntl.LOCK_EX | fcntl.LOCK_NB, self._partial, _ELSEWHERE)
         except BlockingIOError:
-            fcntl.flock(lock, fcntl.LOCK_SH)  # waits for whoever is just beginning it
+            lock(held, fcntl.LOCK_SH, self._partial, _ELSEWHERE)  # waits for whoever is just beginning it
         else:
             self._begin()
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            lock(held, fcntl.LOCK_SH, self._partial, _ELSEWHERE)
         self._map(self._partial, "r+")
-        self._has = np.memmap(self._partial / "has", np.bool_, "r+", shape=(self._shape[0],))
+        self._has = self._mapped(self._partial / "has", np.bool_, "r+", self._shape[:1])
 
     def _begin(self) -> None:
         n, dim = self._shape
         sizes = {"embeddings": n * dim * np.dtype(self.dtype).itemsize, "cps": n * 4, "has": n}
-        for name, nbytes in sizes.items():
-            with open(self._partial / name, "wb") as file:
-                file.truncate(nbytes)  # sparse: takes space as it is filled
+        try:
+            for name, nbytes in sizes.items():
+                allocate(self._partial / name, nbytes, _ELSEWHERE)
+        except OSError:
+            shutil.rmtree(self._partial, ignore_errors=True)  # what was allocated so far would fill the disk for others
+            raise
 
     def _map(self, folder: Path, mode: Literal["r", "r+"]) -> None:
-        self._embeddings = np.memmap(folder / "embeddings", self.dtype, mode, shape=self._shape)
-        self._cps = np.memmap(folder / "cps", np.float32, mode, shape=self._shape[:1])
+        self._embeddings = self._mapped(folder / "embeddings", self.dtype, mode, self._shape)
+        self._cps = self._mapped(folder / "cps", np.float32, mode, self._shape[:1])
+
+    @staticmethod
+    def _mapped(path: Path, dtype: npt.DTypeLike, mode: Literal["r", "r+"], shape: tuple[int, ...]) -> Any:
+        with open(path, f"{mode}b", opener=no_follow) as file:
+            return np.memmap(file, dtype, mode, shape=shape)
 
     def _checksum(self) -> str:
         checksum = 0
@@ -151,15 +171,20 @@ class FileCache(MemoryCache):
         for array in (self._embeddings, self._cps):
             array.flush()
         manifest = {"checksum": self._checksum(), "num_samples": self._shape[0], "embedding_dim": self._shape[1]}
-        with tempfile.NamedTemporaryFile("w", dir=self._partial, suffix=".json", delete=False) as file:
-            json.dump(manifest, file)
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            with tempfile.NamedTemporaryFile("w", dir=self._partial, suffix=".json", delete=False) as file:
+                json.dump(manifest, file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(file.name, self._partial / "manifest.json")
             self._partial.rename(self._final)
-        except OSError:  # another process finished first; what is mapped stays valid
-            shutil.rmtree(self._partial, ignore_errors=True)
+        except OSError:
+            if not self._final.is_dir():
+                raise
+            shutil.rmtree(self._partial, ignore_errors=True)  # another process finished first; what is mapped stays valid
+        else:
+            for name in ("lock", "has"):
+                (self._final / name).unlink(missing_ok=True)
         if self._release is not None:
             self._release()
             self._release = None

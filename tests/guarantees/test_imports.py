@@ -31,6 +31,12 @@ def test_the_service_loads_neither_torch_nor_pandas_nor_chromadb() -> None:
     assert not modules & {"torch", "pandas", "chromadb"}
 
 
+def test_the_hot_path_loads_no_web_framework() -> None:
+    modules = loaded_by("import cpstream_service.batches.server")
+    assert "cpstream_service" in modules
+    assert not modules & {"fastapi", "starlette", "uvicorn", "prometheus_client"}
+
+
 def test_a_running_command_line_has_not_loaded_chromadb() -> None:
     run = "from cpstream_service.cli.app import app; app(['serve', '--help'], result_action='return_none')"
     program = f"import io, contextlib\nwith contextlib.redirect_stdout(io.StringIO()): exec({run!r})"

@@ -103,6 +103,14 @@ class BatchQuery:
             raise ValueError(f"limit is {self.limit}; it must be 1 or more")
         return range(self.worker, self.plan(n).num_steps, self.num_workers)[: self.limit]
 
+    def num_rows(self, n: int) -> int:
+        """Samples of these steps together. Raises ValueError when a parameter is out of range."""
+        steps = self.steps(n)
+        if not steps:
+            return 0
+        low, high = self.plan(n).step_bounds(steps[-1])  # only the last batch can be short
+        return (len(steps) - 1) * self.batch_size + high - low
+
     def to_params(self) -> dict[str, str]:
         """As URL parameters; what equals its default is left out, so that equal queries give equal URLs."""
         params = {}

@@ -24,7 +24,6 @@ class Course:
         self.info = info
         n = info.num_samples
         row_bytes = info.embedding_dim * (2 if query.dtype == "float16" else 4) + 12
-        training = query.plan(n)
         self.num_steps = len(query.steps(n))  # of this worker, in training batches
         self.batch_size = query.batch_size
         per_record = max(1, WIRE_BATCH_BYTES // (query.batch_size * row_bytes)) if query.num_workers == 1 else 1
@@ -37,13 +36,8 @@ class Course:
             fingerprint=info.fingerprint,
         )
         self._wire: Plan = self._query.plan(n)
-        if query.num_workers == 1:
-            self.num_rows = min(training.num_samples, self.num_steps * query.batch_size)
-            self._steps = range(-(-self.num_rows // self._wire.batch_size))
-        else:
-            self._steps = query.steps(n)
-            self.num_rows = sum(len(range(*training.step_bounds(step))) for step in self._steps[-1:])
-            self.num_rows += max(0, len(self._steps) - 1) * query.batch_size
+        self.num_rows = query.num_rows(n)
+        self._steps = range(-(-self.num_rows // self._wire.batch_size)) if query.num_workers == 1 else query.steps(n)
         self._record_bytes = self._wire.batch_size * row_bytes
 
     def __len__(self) -> int:

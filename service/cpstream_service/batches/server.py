@@ -1,4 +1,4 @@
-"""Arrow replies: what leads from a query to ASGI messages.
+"""Arrow replies: what leads from a query to the bytes of its reply, and to their number.
 
 Data in memory is gathered right in the event loop, a chunk at a time, with a turn for everybody else after each. A chunk takes
 0.4 ms to gather, and handing it to a thread and back takes about as much of the CPU again, in races for the GIL. Data larger than
@@ -10,28 +10,35 @@ import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
-from hashlib import blake2b
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
-from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.contract.plan import Indices, Plan
-from cpstream_client.contract.wire import ARROW_STREAM, BatchQuery, Column, Dtype, stream_metadata
+from cpstream_client.contract.wire import BatchQuery, Column, Dtype, stream_metadata
 
 from ..errors import InvalidParameter, Overloaded, PayloadTooLarge
 from ..settings import ServeSettings
 from ..snapshot.store import Snapshot, Split
 from .frames import END_OF_STREAM
-from .gather import CHUNK_BYTES, Columns, Floats, reply, schema_message
+from .gather import Columns, Floats, reply, schema_message
 from .orders import OrderCache
 from .residency import Residency
 
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ArrowReply:
+    """An Arrow IPC stream to be sent, of which nothing is gathered yet. nbytes: of all chunks together."""
+
+    chunks: Iterator[Bytes]
+    nbytes: int
+    num_rows: int
 
 
 class BatchServer:
@@ -56,7 +63,7 @@ class BatchServer:
         """The order of the plan's epoch. (n,) int64, cached: read it only."""
         return await self._orders.get(plan)
 
-    async def batches(self, split: Split, query: BatchQuery) -> Response:
+    async def batches(self, split: Split, query: BatchQuery) -> ArrowReply:
         """The batches that the query asks for, one record batch each.
 
         Raises ValueError when a parameter is out of range, PayloadTooLarge, Overloaded.
@@ -64,8 +71,7 @@ class BatchServer:
         n = len(split.cps)
         plan, steps = query.plan(n), query.steps(n)
         columns = await self._columns(split, query.dtype, query.columns)
-        low, high = plan.step_bounds(steps[-1]) if steps else (0, 0)
-        num_rows = max(0, len(steps) - 1) * plan.batch_size + high - low  # only the last batch can be short
+        num_rows = query.num_rows(n)
         self._check_size(num_rows, columns)
         order = await self._orders.get(plan)
         if plan.start > n // 2:
@@ -75,24 +81,25 @@ class BatchServer:
         if "file_path" in columns.names:
             nbytes = sum(columns.frame_of(batch).nbytes for batch in _batches(plan, order, steps))
         elif steps:
-            nbytes = columns.frame(plan.batch_size).nbytes * (len(steps) - 1) + columns.frame(high - low).nbytes
+            last = num_rows - (len(steps) - 1) * plan.batch_size
+            nbytes = columns.frame(plan.batch_size).nbytes * (len(steps) - 1) + columns.frame(last).nbytes
         else:
             nbytes = 0
         batches = self._residency.ahead(columns.embeddings, _batches(plan, order, steps), plan.shuffle)
-        return self._reply(columns, schema, batches, nbytes, _etag(split.fingerprint, query))
+        return self._reply(columns, schema, batches, nbytes, num_rows)
 
-    async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> Response:
+    async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
         """The samples at `indices`, in that order, as one record batch. Indices must be within the split."""
         columns = await self._columns(split, dtype, names)
         self._check_size(len(indices), columns)
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
         schema = schema_message(columns, stream_metadata(split.name, split.fingerprint, query, len(indices), 1))
         batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
-        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes)
+        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices))
 
-    def _reply(self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, etag: str | None = None) -> Response:
+    def _reply(self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, num_rows: int) -> ArrowReply:
         total = len(schema) + nbytes + len(END_OF_STREAM)
-        return ArrowStream(self, reply(columns, schema, batches, self._pool), total, etag)
+        return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows)
 
     def _check_size(self, num_rows: int, columns: Columns) -> None:
         nbytes = num_rows * (columns.embedding_bytes + 16)
@@ -112,11 +119,16 @@ class BatchServer:
             self._residency.prepare(embeddings)
         return Columns(embeddings, split.cps, split.file_paths, names)
 
-    def enter(self) -> None:
-        """Count a stream in. Raises Overloaded."""
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Within, one stream more is open. Raises Overloaded."""
         if self.open_streams >= self._settings.max_streams:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
         self.open_streams += 1
+        try:
+            yield
+        finally:
+            self.open_streams -= 1
 
     async def gathered(self, chunks: Iterator[Bytes], left: int) -> AsyncGenerator[Bytes, None]:
         """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next."""
@@ -148,59 +160,8 @@ class BatchServer:
                 pending.cancel()
 
 
-class ArrowStream(Response):
-    """An Arrow IPC stream: schema, batches, end mark. Content-Length is known before the first byte is gathered."""
-
-    media_type = ARROW_STREAM
-
-    def __init__(self, server: BatchServer, chunks: Iterator[Bytes], nbytes: int, etag: str | None = None) -> None:
-        self._server, self._chunks, self._nbytes = server, chunks, nbytes
-        headers = {"Content-Length": str(nbytes), "Cache-Control": "no-transform"}
-        if etag:
-            headers["ETag"] = etag
-        super().__init__(headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._server.enter()
-        try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if scope["method"] == "HEAD":
-                await send({"type": "http.response.body", "body": b""})
-            else:
-                await self._send_chunks(receive, send)
-        finally:
-            self._server.open_streams -= 1
-
-    async def _send_chunks(self, receive: Receive, send: Send) -> None:
-        left = self._nbytes
-        # Not worth a task where all of it goes out at once.
-        gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
-        try:
-            async with aclosing(self._server.gathered(self._chunks, left)) as chunks:
-                async for chunk in chunks:
-                    left -= len(chunk)
-                    # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.
-                    await send({"type": "http.response.body", "body": chunk.data, "more_body": left > 0})
-                    del chunk
-                    if gone is not None and gone.done():
-                        return
-        finally:
-            if gone is not None:
-                gone.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _batches(plan: Plan, order: Indices, steps: range) -> Iterator[Indices]:
     return (plan.batch(order, step) for step in steps)
-
-
-def _etag(fingerprint: str, query: BatchQuery) -> str:
-    digest = blake2b(repr(sorted(query.to_params().items())).encode(), digest_size=8).hexdigest()
-    return f'"{fingerprint}-{digest}"'
 
 
 def _half_precision(embeddings: Floats) -> Floats:

@@ -1,6 +1,6 @@
 """Samples for training: batches of an epoch, samples at any indices, and the audit of a step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated
@@ -14,6 +14,7 @@ from cpstream_client.contract.wire import BatchQuery, ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter
 from ...snapshot.store import Split
+from ..arrow_replies import ArrowStream
 from ..json_replies import CompactJson, ReadableJson, check_json_rows, samples_of
 from ..negotiation import caching, etag_of, not_modified, preferred
 from ..parameters import BatchParameters, PlanParameters, SampleParameters, given
@@ -69,14 +70,18 @@ async def batches(
     epoch all ranks together have consumed; any batch size and world size may go on from there.
     """
     served, query = service.split(split, parameters.fingerprint), parameters.query()
-    if preferred(request, OFFERS) == wire.JSON:
-        return await _json_batches(request, service, served, query)
     with plan_errors():
-        reply = await service.batch_server.batches(served, query)
-        num_rows = _num_rows(served, query)
-    reply.headers.update(caching(request))
+        num_rows = query.num_rows(served.info.num_samples)
+    representation = preferred(request, OFFERS)
+    etag = etag_of(served.fingerprint, representation, query.to_params())
+    reply = not_modified(request, etag)
+    if reply is not None:
+        return reply
     _note(request, split, num_rows)
-    return not_modified(request, reply.headers["etag"]) or reply
+    headers = {"ETag": etag, **caching(request)}
+    if representation == wire.JSON:
+        return await _json_batches(service, served, query, num_rows, headers)
+    return ArrowStream(service.batch_server, await service.batch_server.batches(served, query), headers)
 
 
 @router.post(
@@ -105,7 +110,8 @@ async def take(
         indices = await read_indices(request, served.info.num_samples)
         _note(request, split, len(indices))
         if representation == wire.ARROW_STREAM:
-            return await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
+            reply = await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
+            return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
         check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
         samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
         body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
@@ -145,34 +151,18 @@ async def plan(
     return ReadableJson(body.to_json(), headers=caching(request))
 
 
-async def _json_batches(request: Request, service: Service, split: Split, query: BatchQuery) -> Response:
-    with plan_errors():
-        epoch, steps = query.plan(split.info.num_samples), query.steps(split.info.num_samples)
-        num_rows = _num_rows(split, query)
+async def _json_batches(service: Service, split: Split, query: BatchQuery, num_rows: int, headers: Mapping[str, str]) -> Response:
+    epoch, steps = query.plan(split.info.num_samples), query.steps(split.info.num_samples)
     check_json_rows(num_rows, service.settings.max_json_rows, "lower limit or batch_size, or ask for Arrow")
     check_json_rows(len(steps), service.settings.max_json_rows, "lower limit")  # a short rank's batches may all be empty
-    etag = etag_of(split.fingerprint, wire.JSON, query.to_params())
-    reply = not_modified(request, etag)
-    if reply is not None:
-        return reply
     order = await service.batch_server.order(epoch)
 
     def build() -> Response:
         parts = (wire.JsonBatch(step, samples_of(split, epoch.batch(order, step), query.columns, query.dtype)) for step in steps)
         body = wire.JsonBatches(split.name, split.fingerprint, num_rows, tuple(parts))
-        return CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+        return CompactJson(body.to_json(), headers=headers)
 
-    _note(request, split.name, num_rows)
     return await to_thread.run_sync(build)
-
-
-def _num_rows(split: Split, query: BatchQuery) -> int:
-    """Samples in the reply to a query. Raises ValueError when a parameter is out of range."""
-    epoch, steps = query.plan(split.info.num_samples), query.steps(split.info.num_samples)
-    if not steps:
-        return 0
-    low, high = epoch.step_bounds(steps[-1])  # only the last batch can be short
-    return (len(steps) - 1) * epoch.batch_size + high - low
 
 
 def _note(request: Request, split: str, samples: int) -> None:

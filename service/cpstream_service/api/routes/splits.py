@@ -13,7 +13,7 @@ from ...errors import IndexOutOfRange, InvalidParameter
 from ..json_replies import CompactJson, ReadableJson, samples_of
 from ..negotiation import caching, etag_of, not_modified
 from ..parameters import Parameters, RowsParameters, given
-from ..problems import problem_replies
+from ..problems import problem_replies, target_of
 from ..state import CurrentService
 from .common import COMMON, Pinned, SplitName, v1_router
 
@@ -84,7 +84,7 @@ def rows(
     if parameters.embedding:
         columns += ("embedding",)
     indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)
-    etag = _etag(request, served.fingerprint)
+    etag = etag_of(served.fingerprint, wire.JSON, {"path": target_of(request.scope)})
     reply = not_modified(request, etag)
     if reply is None:
         body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
@@ -93,9 +93,5 @@ def rows(
 
 
 def _metadata(request: Request, fingerprint: str, body: wire.SplitList | wire.SplitInfo | wire.AlignmentReport) -> Response:
-    etag = _etag(request, fingerprint)
+    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope)})
     return not_modified(request, etag) or ReadableJson(body.to_json(), headers={"ETag": etag, **caching(request)})
-
-
-def _etag(request: Request, fingerprint: str) -> str:
-    return etag_of(fingerprint, wire.JSON, {"path": request.url.path, "query": sorted(request.query_params.multi_items())})

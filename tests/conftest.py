@@ -12,6 +12,7 @@ Helpers, by `from conftest import ...`:
     serving(app)                the same as a context manager, for an app of one's own; yields the URL
     grown(snapshot, split, n)   the snapshot with that split repeated to n samples in memory, for replies that no buffer swallows
     stalled_stream(url, path)   a connection that asks for the path and then reads no more
+    bound(port)                 a TCP socket to listen at, whose connections send small replies at once
     poll(condition)             wait until condition() is true
 """
 
@@ -56,12 +57,20 @@ class UvicornServer(uvicorn.Server):
         await asyncio.sleep(0)  # for connection_lost
 
 
+def bound(port: int = 0) -> socket.socket:
+    """A socket to listen at, on a port of its own if none is named. asyncio sets TCP_NODELAY on what it accepts only where the
+    protocol is named (uvicorn issue 3149); without it, each small reply on a kept connection waits 40 ms for the client's ACK.
+    """
+    sock = socket.socket(proto=socket.IPPROTO_TCP)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
 @contextmanager
 def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]:
     """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end."""
-    sock = socket.socket()
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", port))
+    sock = bound(port)
     url = "http://{}:{}".format(*sock.getsockname())
     server = UvicornServer(
         uvicorn.Config(app, loop=loop, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
@@ -96,7 +105,7 @@ def grown(snapshot: Snapshot, split: str, num_samples: int) -> Snapshot:
         embeddings=old.embeddings[rows],
         cps=old.cps[rows],
         file_paths=old.file_paths.take(rows),
-        info=old.info.model_copy(update={"num_samples": num_samples}),
+        info=replace(old.info, num_samples=num_samples),
     )
     return replace(snapshot, splits=snapshot.splits | {split: new})
 

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan
-from ..contract.wire import BatchQuery
+from ..contract.wire import BatchQuery, SplitInfo
 from .reader import Batch
 
 WIRE_BATCH_BYTES = 2 * 1024**2

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..client import Client
-from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import DTYPES, Dtype
+from ..contract.wire import DTYPES, Dtype, SplitInfo
 from ..epochs.cache import SplitCache
 from .device import open_cache
 

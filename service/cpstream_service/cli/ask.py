@@ -1,5 +1,6 @@
 """cpstream info and plan: what a running service says, as tables."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -9,9 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cpstream_client import Client, Retry
-from cpstream_client.contract.bodies import PlanStep, SplitInfo
 from cpstream_client.contract.plan import Remainder, Shuffle
-from cpstream_client.contract.wire import BatchQuery
+from cpstream_client.contract.wire import BatchQuery, PlanStep, SplitInfo
 
 
 def splits_table(splits: Sequence[SplitInfo]) -> Table:
@@ -56,6 +56,8 @@ def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int
     token
         Bearer token, where the service has one.
     """
+    from .ask import splits_table
+
     with _client(url, token) as client:
         Console().print(splits_table(client.splits()))
     return 0
@@ -120,6 +122,8 @@ def plan(
     token
         Bearer token, where the service has one.
     """
+    from .ask import plan_table
+
     query = BatchQuery(
         batch_size=batch_size,
         shuffle=shuffle,
@@ -134,9 +138,9 @@ def plan(
     with _client(url, token) as client:
         audit = client.plan(split, step, query)
     if as_json:
-        print(audit.model_dump_json(indent=2))  # noqa: T201
+        print(json.dumps(audit, indent=2, ensure_ascii=False))  # noqa: T201
     else:
-        Console().print(plan_table(audit))
+        Console().print(plan_table(PlanStep.from_json(audit)))
     return 0
 
 

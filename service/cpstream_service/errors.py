@@ -2,6 +2,7 @@
 
     DataError                   bad input data or settings; the command line prints it as one line and exits non-zero
     ├── AlignmentError          a split without aligned samples, or strict with something dropped; .reports say what and why
+    ├── MissingFileError        a file or folder is not there; a FileNotFoundError as well, for code that catches that
     └── SourceUnavailableError  the source cannot be reached now; the last good snapshot may serve instead
 
 Each message names the file, the row or key, and the remedy.
@@ -26,6 +27,10 @@ class AlignmentError(DataError):
 
     def __reduce__(self) -> tuple[type["AlignmentError"], tuple[str, tuple[AlignmentReport, ...]]]:
         return type(self), (str(self), self.reports)
+
+
+class MissingFileError(DataError, FileNotFoundError):
+    """A file or folder that the settings name is not there."""
 
 
 class SourceUnavailableError(DataError):

@@ -130,9 +130,9 @@ def test_garbage_collection_goes_on_after_a_failure(tmp_path: Path) -> None:
         ({"embedding": [[1.0]] * 8, "file_path": "b.wav"}, "row 2 (b.wav)", "the embedding is not 8 numbers"),
         ({"embedding": np.array(["1.0"] * 8), "file_path": "b.wav"}, "row 2 (b.wav)", "the embedding is an array of <U3"),
         (
-            {"embedding": np.zeros((1, 8), np.float32), "file_path": "b.wav"},
+            {"embedding": np.zeros((2, 4), np.float32), "file_path": "b.wav"},
             "row 2 (b.wav)",
-            "has shape (1, 8); it must have one dimension",
+            "has shape (2, 4); it must have one dimension",
         ),
         (
             {"embedding": np.float32(1), "file_path": "b.wav"},

@@ -54,6 +54,8 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
         settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
         with gc_paused():
             loaded = _load_npy(settings, progress) if settings.source_type == "npy" else _load_chroma(settings, progress)
+    except DataError:  # one of them is an OSError, too
+        raise
     except OSError as error:
         raise DataError(
             f"{error.filename or settings.snapshot_dir}: {error.strerror or error}; the snapshots are kept in "

@@ -1,6 +1,10 @@
-"""Embeddings from numpy_embs.npy: np.save of {split: [{"embedding": list or array, "file_path": str}, ...]}."""
+"""Embeddings from numpy_embs.npy: np.save of {split: [{"embedding": list or array, "file_path": str}, ...]}.
+
+The same dict in an array of one element is read, too, and a flat list of rows that each name their `split`.
+"""
 
 import io
+import pickle
 import struct
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,11 +15,14 @@ from typing import IO, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..errors import DataError
-from .pickled import Array, NotAllowedError, load_pickle
-from .rows import ByteRows, Reason, RowProblem, SourceSplit, common_dimension, path_problem
+from ..errors import DataError, MissingFileError
+from .formats import HEAD_BYTES, check_npy
+from .pickled import NotAllowedError, load_pickle
+from .pickled_arrays import Array
+from .rows import ALL, ByteRows, Reason, RowProblem, SourceSplit, common_dimension, kind_of, path_problem
 
 FILE_NAME = "numpy_embs.npy"
+_MAX_AXES = 8
 _IN_EMPTY_PATHS = frozenset("./\\")
 _LAYOUT = 'np.save(path, {split: [{"embedding": list or array, "file_path": str}, ...]})'
 
@@ -25,7 +32,7 @@ def read_npy(path: Path, splits: Sequence[str] = (), *, progress: bool = False) 
 
     Raises DataError when the file is missing, empty, truncated, hostile, or laid out otherwise, or lacks a split.
     """
-    content = _load(path, progress)
+    content, problems = _splits_of(path, _load(path, progress))
     missing = [split for split in splits if split not in content]
     if missing:
         held = ", ".join(map(repr, content))
@@ -34,21 +41,24 @@ def read_npy(path: Path, splits: Sequence[str] = (), *, progress: bool = False) 
     for name in list(content):
         if name not in names:
             del content[name]
-    return {name: _read_split(path, name, content.pop(name), progress) for name in names}
+    found = {name: _read_split(path, name, content.pop(name), progress) for name in names}
+    found[names[0]].problems.extend(problems)
+    return found
 
 
-def _load(path: Path, progress: bool) -> dict[str, Any]:
-    """The dict that the file holds."""
+def _load(path: Path, progress: bool) -> Array:
+    """The array of objects that the file holds."""
     try:
         raw = _Counted(path, progress)
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; set --source-path to the folder that holds {FILE_NAME}") from None
+        raise MissingFileError(f"{path}: there is no such file; set --source-path to the folder that holds {FILE_NAME}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot read it: {error.strerror or error}; check the path and its permissions") from None
     with raw, io.BufferedReader(raw) as file:
+        check_npy(path, file.peek(HEAD_BYTES)[:HEAD_BYTES], _LAYOUT)
         _read_header(path, file)
         try:
-            content = load_pickle(file).objects()[0]
+            content = load_pickle(file)
         except NotAllowedError as error:
             raise DataError(
                 f"{path}: its pickle names {error}, which embeddings do not need, so it was not run; save plain lists or "
@@ -59,31 +69,76 @@ def _load(path: Path, progress: bool) -> dict[str, Any]:
         except Exception as error:  # a damaged pickle may fail in any way
             if "truncated" in str(error) or "exhausted" in str(error):
                 raise _truncated(path) from None
-            raise DataError(f"{path}: its pickle is damaged ({error}); write it again: {_LAYOUT}") from None
+            fault = str(error) if isinstance(error, pickle.UnpicklingError) else "its parts do not fit together"
+            raise DataError(f"{path}: its pickle is damaged ({fault}); write it again: {_LAYOUT}") from None
+    if not isinstance(content, Array):
+        raise DataError(
+            f"{path}: its pickle is damaged (it holds {kind_of(content)} where the array of the .npy file belongs); "
+            f"write it again: {_LAYOUT}"
+        )
+    return content
+
+
+def _splits_of(path: Path, array: Array) -> tuple[dict[str, Any], list[RowProblem]]:
+    """The rows of each split, in whichever shape they were saved; and those of none.
+
+    A dict {split: rows}; the same in an array of one element, as np.save(path, np.array([{...}])) writes it; or a flat list of rows
+    that each name their split, all of them in the one split ALL where none does.
+    """
+    try:
+        objects = array.objects()
+    except ValueError:
+        raise DataError(f"{path}: its pickle is damaged (its array holds no objects); write it again: {_LAYOUT}") from None
+    content: Any = objects[0] if len(objects) == 1 else objects
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], dict):
+        content = content[0]
+    if _is_row(content):
+        content = [content]
+    if isinstance(content, (list, tuple)) and any(map(_is_row, content)):
+        return _by_split(content)
+    if len(objects) != 1:
+        shape = array.state[1]
+        raise DataError(
+            f"{path} is an array of objects with shape {shape}, not one dict of splits, nor of rows; write it with {_LAYOUT}"
+        )
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds {_kind(content)}, not a dict of splits; write it with {_LAYOUT}")
+        raise DataError(f"{path} holds {kind_of(content)}, not a dict of splits; write it with {_LAYOUT}")
     wrong = [name for name in content if path_problem(name) is not None]
     if wrong:
-        raise DataError(f"{path}: its key {wrong[0]!r} is not the name of a split; write it with {_LAYOUT}")
+        raise DataError(f"{path}: its key {_key(wrong[0])} is not the name of a split; write it with {_LAYOUT}")
     if not content:
         raise DataError(f"{path} holds an empty dict; write it with {_LAYOUT}")
-    return content
+    return content, []
+
+
+def _key(key: object) -> str:
+    """A key for a message. Only the text of plain values: a tuple may be nested deeper than repr goes."""
+    return repr(key) if isinstance(key, (str, bytes, int, float)) else f"({kind_of(key)})"
+
+
+def _is_row(value: object) -> bool:
+    return isinstance(value, dict) and "embedding" in value and not isinstance(value["embedding"], dict) and "file_path" in value
+
+
+def _by_split(rows: Sequence[Any]) -> tuple[dict[str, Any], list[RowProblem]]:
+    """A flat list of rows, by their key `split`; and the rows that have none, where others do."""
+    names = [row.get("split") if isinstance(row, dict) else None for row in rows]
+    if names.count(None) == len(names):
+        return {ALL: list(rows)}, []
+    splits: dict[str, Any] = {}
+    problems = []
+    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+        if isinstance(name, str) and path_problem(name) is None:
+            splits.setdefault(name, []).append(row)
+            continue
+        file_path = row.get("file_path") if isinstance(row, dict) else None
+        detail = "it names no split" if name is None else f"its split is {_key(name)}, not the name of one"
+        problems.append(RowProblem(Reason.NO_SPLIT, f"row {i}", detail, file_path if path_problem(file_path) is None else None))
+    return splits, problems
 
 
 def _read_header(path: Path, file: IO[bytes]) -> None:
     """Read as far as the pickle; DataError if there is none."""
-    start = file.read(6)
-    if not start:
-        raise DataError(f"{path} is empty; write it with {_LAYOUT}")
-    if start[:2] == b"PK":
-        raise DataError(f"{path} is an archive as np.savez writes it, not an .npy file; write it with {_LAYOUT}")
-    if start[:1] == b"\x80":
-        raise DataError(f"{path} is a bare pickle, not an .npy file; write it with {_LAYOUT}")
-    if start != np.lib.format.MAGIC_PREFIX:
-        if np.lib.format.MAGIC_PREFIX.startswith(start):
-            raise _truncated(path)
-        raise DataError(f"{path} is not an .npy file (it starts with {start!r}); write it with {_LAYOUT}")
-    file.seek(0)
     try:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -94,8 +149,6 @@ def _read_header(path: Path, file: IO[bytes]) -> None:
         raise DataError(f"{path}: its .npy header is damaged ({error}); write it again: {_LAYOUT}") from None
     if dtype != np.dtype(object):
         raise DataError(f"{path} is a plain array of {dtype} with shape {shape}, without file paths; write it with {_LAYOUT}")
-    if shape != ():
-        raise DataError(f"{path} is an array of objects with shape {shape}, not one dict; write it with {_LAYOUT}")
 
 
 def _truncated(path: Path) -> DataError:
@@ -110,7 +163,7 @@ def _read_split(path: Path, name: str, rows: Any, progress: bool) -> SourceSplit
     with suppress(ValueError):
         rows = rows.objects() if isinstance(rows, Array) else list(rows) if isinstance(rows, tuple) else rows
     if not isinstance(rows, list):
-        raise DataError(f"{path}: split {name!r} holds {_kind(rows)}, not a list of rows; write it with {_LAYOUT}")
+        raise DataError(f"{path}: split {name!r} holds {kind_of(rows)}, not a list of rows; write it with {_LAYOUT}")
     return _uniform(name, rows) or _any_rows(name, rows, progress)
 
 
@@ -172,11 +225,15 @@ def _any_rows(name: str, rows: list[Any], progress: bool) -> SourceSplit:
 
 
 def _numbers(vector: Any) -> Any:
-    """An embedding as an array, list or tuple; ValueError if it is none."""
+    """An embedding as an array, list or tuple, without singleton axes; ValueError if it is none."""
+    for _ in range(_MAX_AXES):  # a list in a pickle may hold itself
+        if not (isinstance(vector, (list, tuple)) and len(vector) == 1 and isinstance(vector[0], (list, tuple, Array))):
+            break
+        vector = vector[0]
     if isinstance(vector, Array):
         return vector.vector()
     if not isinstance(vector, (list, tuple)):
-        raise ValueError(f"the embedding is {_kind(vector)}, not numbers")
+        raise ValueError(f"the embedding is {kind_of(vector)}, not numbers")
     return vector
 
 
@@ -210,15 +267,11 @@ class _Putter:
 
 def _no_row(i: int, row: object) -> RowProblem:
     if not isinstance(row, dict):
-        return RowProblem(Reason.UNREADABLE_ROW, f"row {i}", f"it is {_kind(row)}, not a dict")
+        return RowProblem(Reason.UNREADABLE_ROW, f"row {i}", f"it is {kind_of(row)}, not a dict")
     missing = next(key for key in ("embedding", "file_path") if key not in row)
     file_path = row.get("file_path")
-    detail = f"it has no key {missing!r}; its keys: {', '.join(map(repr, row)) or 'none'}"
+    detail = f"it has no key {missing!r}; its keys: {', '.join(map(_key, row)) or 'none'}"
     return RowProblem(Reason.UNREADABLE_ROW, f"row {i}", detail, file_path if path_problem(file_path) is None else None)
-
-
-def _kind(value: object) -> str:
-    return "an array" if isinstance(value, Array) else f"a value of type {type(value).__name__}"
 
 
 class _Counted(io.FileIO):

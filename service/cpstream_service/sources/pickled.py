@@ -3,21 +3,16 @@
 A pickle is a program. This one is run by the standard unpickler with an allow-list that holds nothing but the classes below, which
 have no behaviour but to keep what they are given. Handing out numpy's own constructors, as allow-lists for numpy usually do, is not
 enough: a crafted dtype state makes numpy take bytes of the file for object pointers.
+
+What a row may hold beside its embedding and its path (dates, sets, tensors: `_IGNORED`) is built as an empty object of its name. A
+name of neither list is refused, wherever it stands: a pickle that names a function is a program, however harmless it looks.
 """
 
 import pickle
-import struct
-from math import prod
 from typing import IO, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from .rows import gc_paused
-
-_STRUCT_ORDER = {"<": "<", ">": ">", "=": "=", "|": "="}
-_STRUCT_CODES = {"f2": "e", "f4": "f", "f8": "d", "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q"}
-_STRUCT_CODES |= {"u1": "B", "u2": "H", "u4": "I", "u8": "Q"}
+from .pickled_arrays import Array, Dtype, FromBuffer, Ignored, Name, Scalar
+from .rows import gc_paused, kind_of
 
 
 class NotAllowedError(pickle.UnpicklingError):
@@ -30,124 +25,28 @@ def load_pickle(file: IO[bytes]) -> Any:
     Raises NotAllowedError, EOFError, pickle.UnpicklingError, or whatever else a damaged pickle leads to.
     """
     with gc_paused():
-        return _Unpickler(file).load()
+        # Python 2 wrote bytes as str: this keeps them apart from text, and gives them back unharmed.
+        return _Unpickler(file, encoding="ascii", errors="surrogateescape").load()
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ALLOWED[module, name]
+            return _ALLOWED[_OF_PYTHON_2.get(module, module), name]
         except KeyError:
             raise NotAllowedError(f"{module}.{name}") from None
 
 
-# What the unpickler may build. Each class has __setstate__, so that a pickle cannot write into the class itself.
+# What the unpickler may build beside arrays. Each class has __setstate__, so that a pickle cannot write into the class itself.
 
 
-class _Name:
-    """Stands for a class that a pickle names without calling it: numpy.ndarray, or the factory of a defaultdict."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a name has no state")
-
-
-class _Dtype:
-    """numpy.dtype(code, align, copy), then its state, of which only the byte order counts. unpack: bytes -> (scalar,)."""
-
-    __slots__ = ("dtype", "is_float32", "is_object", "unpack")
-
-    def __init__(self, code: object, align: object = False, copy: object = True) -> None:
-        if not isinstance(code, str):
-            raise pickle.UnpicklingError(f"dtype {code!r}")
-        self.is_object = code in ("O8", "O4", "O")
-        self._set(np.dtype("V1") if self.is_object else np.dtype(code))
-
-    def __setstate__(self, state: Any) -> None:
-        order = state[1]
-        if order not in ("<", ">", "=", "|"):
-            raise pickle.UnpicklingError(f"byte order {order!r}")
-        self._set(self.dtype.newbyteorder(order))
-
-    def _set(self, dtype: np.dtype[Any]) -> None:
-        if dtype.kind not in "fiubUS" and not self.is_object:
-            raise pickle.UnpicklingError(f"dtype {dtype} is neither of numbers nor of text")
-        self.dtype, self.is_float32 = dtype, dtype == np.float32
-        if dtype.kind in "fiub" and dtype.itemsize <= 8:
-            self.unpack: Any = struct.Struct(_STRUCT_ORDER[dtype.byteorder] + _STRUCT_CODES[dtype.str[1:]]).unpack
-        else:
-            self.unpack = lambda data: (np.frombuffer(data, dtype, 1).item(),)
-
-
-class Array:
-    """An array as pickled.
-
-    A vector of native float32 has `data`, its bytes, and `length`, its numbers. Any other array has its `state`: (version, shape,
-    _Dtype, is_fortran, bytes or a list of objects).
-    """
-
-    __slots__ = ("data", "length", "state")
-    data: bytes
-    length: int
-
-    def __init__(self, subtype: object, shape: object, code: object) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:  # runs for every row, when its bytes are still in the processor's cache
-        _, shape, dtype, _, data = state
-        if dtype.is_float32 and type(data) is bytes and len(shape) == 1 and shape[0] * 4 == len(data):
-            self.data, self.length = data, len(data) >> 2
-        else:
-            self.state = state
-
-    def vector(self) -> npt.NDArray[Any]:
-        """The numbers of a one-dimensional array; ValueError if it is anything else."""
-        if hasattr(self, "data"):
-            return np.frombuffer(self.data, np.float32)
-        _, shape, dtype, _, data = self.state
-        if len(shape) != 1:
-            raise ValueError(f"the embedding has shape {tuple(shape)}; it must have one dimension")
-        if isinstance(data, list):
-            return np.array([float(value) for value in data], np.float32)
-        vector = np.frombuffer(data, dtype.dtype)
-        if vector.dtype.kind not in "fiu" or vector.shape != tuple(shape):
-            raise ValueError(f"the embedding is an array of {vector.dtype}, not of numbers")
-        return vector
-
-    def objects(self) -> list[Any]:
-        """The elements of an array of objects, flat; ValueError if it is an array of anything else."""
-        if not hasattr(self, "data"):
-            _, shape, dtype, _, data = self.state
-            if dtype.is_object and isinstance(data, list) and len(data) == prod(shape):
-                return data
-        raise ValueError("not an array of objects")
-
-
-class _Scalar:
-    """numpy scalar(dtype, bytes), made a plain Python number or string at once."""
+class _Memmap(Name):
+    """numpy.memmap: an array of it is pickled with its numbers; called, it would write a file."""
 
     __slots__ = ()
 
-    def __new__(cls, dtype: _Dtype, data: bytes) -> Any:
-        return dtype.unpack(data)[0]
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a numpy scalar has no state")
-
-
-class _FromBuffer:
-    """numpy._core.numeric._frombuffer(bytes, dtype, shape, order), as pickle protocol 5 writes arrays."""
-
-    __slots__ = ()
-
-    def __new__(cls, data: bytes, dtype: _Dtype, shape: tuple[int, ...], order: str) -> Any:
-        array = Array(None, None, None)
-        array.__setstate__((1, shape, dtype, order == "F", data))
-        return array
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a buffer has no state")
+    def __new__(cls, *args: object) -> Any:
+        raise NotAllowedError("numpy.memmap")
 
 
 class _Dict:
@@ -162,17 +61,93 @@ class _Dict:
         raise pickle.UnpicklingError("a dict has no state")
 
 
+class _Bytes:
+    """_codecs.encode(text, "latin1") and bytes(), as protocols 0 to 2 write bytes."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str = "", encoding: str = "latin1") -> Any:
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise pickle.UnpicklingError(f"bytes of {kind_of(text)}")
+        return text.encode("latin1")
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("bytes have no state")
+
+
+class _Path:
+    """A pathlib path, made a string at once."""
+
+    __slots__ = ()
+
+    def __new__(cls, *parts: str) -> Any:
+        return "/".join(part.rstrip("/") if i < len(parts) - 1 else part for i, part in enumerate(parts))
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a path has no state")
+
+
+class _Rebuilt:
+    """copyreg._reconstructor(class, base, state), as protocols 0 and 1 make an object: of an ignored class only."""
+
+    __slots__ = ()
+
+    def __new__(cls, of: Any, *args: object) -> Any:
+        if not (isinstance(of, type) and issubclass(of, Ignored)):
+            raise NotAllowedError("copyreg._reconstructor")
+        return of()
+
+    def __setstate__(self, state: object) -> None:
+        raise pickle.UnpicklingError("a function has no state")
+
+
 def _names(module: str, name: str) -> list[tuple[str, str]]:
     return [(f"numpy.{core}.{module}", name) for core in ("core", "_core")]  # numpy 1, numpy 2
 
 
+_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # as protocols 0 to 2 have them still
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+_IGNORED = {
+    "builtins": "bytearray complex frozenset range set slice xrange",
+    "collections": "Counter deque",
+    "datetime": "date datetime time timedelta timezone",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "numpy._core._internal": "_convert_to_stringdtype_kwargs",
+    "numpy.ma.core": "MaskedArray _mareconstruct",
+    "numpy.ma": "MaskedArray",
+    "pandas._libs.tslibs.timestamps": "_unpickle_timestamp",
+    "torch": "Size device float16 bfloat16 float32 float64 int8 int16 int32 int64 uint8 bool",
+    "torch._utils": "_rebuild_parameter _rebuild_tensor _rebuild_tensor_v2",
+    "torch.storage": "_load_from_bytes",
+    "uuid": "SafeUUID UUID",
+    "zoneinfo": "ZoneInfo._unpickle",
+}
+"""Classes and functions of values that rows may hold beside the embedding, by module. None of them is imported, let alone run."""
+
 _ALLOWED: dict[tuple[str, str], type] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Name,
-    ("builtins", "list"): _Name,
+    **{
+        (module, name): type(name, (Ignored,), {"__slots__": (), "kind": f"a value of {module}.{name}"})
+        for module, names in _IGNORED.items()
+        for name in names.split()
+    },
+    ("numpy", "dtype"): Dtype,
+    ("numpy", "ndarray"): Name,
+    ("numpy", "record"): Name,
+    ("numpy.rec", "recarray"): Name,
+    ("numpy", "matrix"): Name,
+    ("numpy.matrixlib.defmatrix", "matrix"): Name,
+    ("numpy", "memmap"): _Memmap,
+    ("numpy.core.memmap", "memmap"): _Memmap,
+    ("builtins", "list"): Name,
+    ("builtins", "object"): Name,
+    ("builtins", "bytes"): _Bytes,
+    ("_codecs", "encode"): _Bytes,
     ("collections", "defaultdict"): _Dict,
     ("collections", "OrderedDict"): _Dict,
+    ("copyreg", "_reconstructor"): _Rebuilt,
+    **{(module, name): _Path for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **dict.fromkeys(_names("multiarray", "_reconstruct"), Array),
-    **dict.fromkeys(_names("multiarray", "scalar"), _Scalar),
-    **dict.fromkeys(_names("numeric", "_frombuffer"), _FromBuffer),
+    **dict.fromkeys(_names("multiarray", "scalar"), Scalar),
+    **dict.fromkeys(_names("numeric", "_frombuffer"), FromBuffer),
 }

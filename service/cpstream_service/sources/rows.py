@@ -23,11 +23,15 @@ class Reason(Enum):
     INVALID_CPS = ("invalid-cps", "The CPS is not a finite positive number.")
     NON_FINITE_EMBEDDING = ("non-finite-embedding", "The embedding holds NaN or infinity.")
     WRONG_DIMENSION = ("wrong-dimension", "The embedding's dimension is not the most common one of the split.")
+    NO_SPLIT = ("no-split", "The record names no split, and others of the source do.")
     UNREADABLE_ROW = ("unreadable-row", "The row has no path, no embedding, or one that is not a list of numbers.")
 
     def __init__(self, code: str, sentence: str) -> None:
         self.code, self.sentence = code, sentence
 
+
+ALL = "all"
+"""The one split of a source whose records name none."""
 
 HARMLESS = frozenset({Reason.IDENTICAL_DUPLICATE.code})
 """Reasons that lose no sample, so that strict lets them pass."""
@@ -106,7 +110,7 @@ class SourceSplit:
 def path_problem(value: object) -> str | None:
     """What keeps a value from being a file path, or None if it is one."""
     if not isinstance(value, str):
-        return f"file_path is {type(value).__name__}, not a string"
+        return f"file_path is {getattr(value, 'kind', type(value).__name__)}, not a string"
     if not value.strip("./\\"):
         return f"file_path {value!r} names no file" if value else "file_path is empty"
     if not value.isascii():
@@ -115,6 +119,11 @@ def path_problem(value: object) -> str | None:
         except UnicodeEncodeError:
             return "file_path is not valid Unicode (it holds a lone surrogate)"
     return None
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for messages: never its text, which a file may make as long and as deep as it likes."""
+    return str(getattr(value, "kind", f"a value of type {type(value).__name__}"))
 
 
 def common_dimension(dimensions: Iterable[int]) -> int:

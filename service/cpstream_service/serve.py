@@ -19,6 +19,7 @@ from uvicorn.supervisors import Multiprocess
 
 from .api.observability import MULTIPROCESS_DIR
 from .app import create_app
+from .connections import Connection, raise_open_files_limit
 from .settings import DataSettings, ServeSettings
 from .snapshot.load import load
 from .snapshot.store import Snapshot, open_snapshot
@@ -43,6 +44,7 @@ def serve(data: DataSettings, settings: ServeSettings) -> int:
         # While loading, and once uvicorn has finished its replies (it raises the signal again), a signal is the wish to end.
         signal.signal(number, _exit)
     sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
+    raise_open_files_limit()
     with sock:
         loaded = load(data, progress=sys.stderr.isatty())
         for note in loaded.notes:
@@ -83,8 +85,8 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         factory=True,
         workers=settings.workers,
         # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
-        loop="asyncio",
-        http="httptools",
+        loop="cpstream_service.connections:EventLoop",
+        http=Connection,
         ws="none",
         backlog=BACKLOG,
         log_config=logging_config(settings),

@@ -1,0 +1,123 @@
+"""What connections may cost that ask for nothing, or do not end asking: measured from outside, at a real `cpstream serve`."""
+
+import re
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from conftest import DEMO_DATA, poll
+
+from cpstream_client import Client
+from cpstream_service import connections
+
+
+@contextmanager
+def serving(folder: Path, open_files: int | None = None, code: str = "") -> Iterator[tuple[str, Path]]:
+    """The URL of a service of the demo, and its log."""
+
+    def limit() -> None:
+        if open_files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+
+    log = folder / "log"
+    program = f"{code}\nimport sys; from cpstream_service.cli.app import run; run(sys.argv[1:])"
+    arguments = ["serve", "--source-path", str(DEMO_DATA), "--snapshot-dir", str(folder / "snapshots")]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, *arguments, "--host", "127.0.0.1", "--port", "0"], stderr=file, preexec_fn=limit
+        )
+    try:
+        poll(lambda: "serving at" in log.read_text() or process.poll() is not None)
+        found = re.search(r"serving at (http://[\d.:]+)", log.read_text())
+        assert found, log.read_text()
+        poll(lambda: _answers(found[1]))
+        yield found[1], log
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def connect(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def test_at_the_limit_of_open_files_the_log_stays_short_and_the_service_comes_back(tmp_path: Path) -> None:
+    with serving(tmp_path, open_files=100) as (url, log):
+        with ExitStack() as stack:
+            for _ in range(200):
+                stack.enter_context(connect(url))
+            poll(lambda: "cannot accept connections: Too many open files" in log.read_text())
+            assert "raise ulimit -n (LimitNOFILE, now 100)" in log.read_text()
+        poll(lambda: _answers(url))
+        assert Client(url).split("train").num_samples == 1800
+        assert "Traceback" not in log.read_text()
+        assert log.read_text().count("cannot accept") < 60  # a line a second, not hundreds
+
+
+def test_the_soft_limit_of_open_files_is_raised() -> None:
+    code = (
+        "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (99, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
+        "from cpstream_service.connections import raise_open_files_limit as go; go(); soft, hard = r.getrlimit(r.RLIMIT_NOFILE);"
+        "print(soft == hard)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    [b"GET /" + b"a" * 1000, b"GET / HTTP/1.1\r\nX: " + b"a" * 1000, b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 200],
+    ids=["line", "header", "headers"],
+)
+def test_a_head_without_an_end_is_refused(head: bytes, tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _), closing(connect(url)) as sock:
+        more = head[-1000:]
+        sent = 0
+        try:
+            sock.sendall(head)
+            while sent < 64 * connections.MAX_HEAD_BYTES:
+                sock.sendall(more)
+                sent += len(more)
+        except ConnectionError:
+            pass
+        assert sent < 64 * connections.MAX_HEAD_BYTES
+        assert _answers(url)
+
+
+def test_a_long_head_is_told_so(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, log):
+        with closing(connect(url)) as sock:
+            sock.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * (connections.MAX_HEAD_BYTES + 1))
+            assert sock.recv(100).startswith(b"HTTP/1.1 431 ")
+        poll(lambda: "longer than 65536 bytes" in log.read_text())
+        with closing(connect(url)) as sock:  # one that is long, but whole, is none of this
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
+            assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_connections_that_do_not_ask_are_closed(tmp_path: Path) -> None:
+    code = "from cpstream_service import connections; connections.HEAD_TIMEOUT_S = 0.3"
+    with serving(tmp_path, code=code) as (url, _):
+        for said in (b"", b"GET / HTTP/1.1\r\nX: "):
+            with closing(connect(url)) as sock:
+                sock.sendall(said)
+                assert sock.recv(1) == b""
+        with closing(connect(url)) as sock:  # the second request of a connection, too, but not while it is answered
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /li")
+            reply = b"".join(iter(lambda: sock.recv(1000), b""))  # until it is closed
+            assert reply.startswith(b"HTTP/1.1 200 ")
+            assert reply.endswith(b"}\n")

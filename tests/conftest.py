@@ -105,7 +105,7 @@ def grown(snapshot: Snapshot, split: str, num_samples: int) -> Snapshot:
         embeddings=old.embeddings[rows],
         cps=old.cps[rows],
         file_paths=old.file_paths.take(rows),
-        info=replace(old.info, num_samples=num_samples),
+        info=old.info.model_copy(update={"num_samples": num_samples}),
     )
     return replace(snapshot, splits=snapshot.splits | {split: new})
 

@@ -1,8 +1,9 @@
 """cpstream's client: `Client` for numpy and Arrow; `cpstream_client.torch` for training (needs cpstream[torch])."""
 
 from .client import Client
+from .contract.bodies import AlignmentReport, CpsStats, Dropped, PlanStep, RankSamples, Rows, Sample, SplitInfo
 from .contract.plan import Plan
-from .contract.wire import AlignmentReport, BatchQuery, CpsStats, Dropped, SplitInfo
+from .contract.wire import BatchQuery
 from .errors import (
     CorruptedError,
     CpstreamError,
@@ -31,7 +32,11 @@ __all__ = [
     "InvalidRequestError",
     "NotFoundError",
     "Plan",
+    "PlanStep",
+    "RankSamples",
     "Retry",
+    "Rows",
+    "Sample",
     "ServiceError",
     "SplitInfo",
     "StateMismatch",

@@ -11,7 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +19,20 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from .buffers import BufferPool
+from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitInfo, SplitList
 from .contract.wire import (
     API_PREFIX,
     ARROW_STREAM,
     DEFAULT_COLUMNS,
     JSON,
     OCTET_STREAM,
-    AlignmentReport,
     BatchQuery,
     Column,
     Dtype,
-    SplitInfo,
     batch_schema,
     split_path,
 )
-from .errors import CorruptedError, CpstreamError
+from .errors import B, CorruptedError, CpstreamError
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
@@ -92,28 +91,26 @@ class Client:
 
     def splits(self) -> list[SplitInfo]:
         """All splits, as served now."""
-        return [SplitInfo.from_json(body) for body in self._json(f"{API_PREFIX}/splits")["splits"]]
+        return list(self._json(f"{API_PREFIX}/splits", SplitList).splits)
 
     def split(self, split: str, *, fingerprint: str | None = None) -> SplitInfo:
         """One split, as served now. Raises NotFoundError when there is no such split, DatasetChanged when it is other data."""
-        return SplitInfo.from_json(self._json(split_path(split), {"fingerprint": fingerprint} if fingerprint else None))
+        return self._json(split_path(split), SplitInfo, {"fingerprint": fingerprint} if fingerprint else {})
 
     def alignment(self, split: str) -> AlignmentReport:
         """What was matched, and what was dropped and why."""
-        return AlignmentReport.from_json(self._json(split_path(split, "alignment")))
+        return self._json(split_path(split, "alignment"), AlignmentReport)
 
-    def rows(self, split: str, offset: int = 0, length: int = 100) -> dict[str, Any]:
-        """A page of index, file_path and cps, with the total, as JSON."""
-        page: dict[str, Any] = self._json(split_path(split, "rows"), {"offset": str(offset), "length": str(length)})
-        return page
+    def rows(self, split: str, offset: int = 0, length: int = 100) -> Rows:
+        """A page of samples, with index, file_path and cps, and the total."""
+        return self._json(split_path(split, "rows"), Rows, {"offset": str(offset), "length": str(length)})
 
-    def plan(self, split: str, step: int, query: BatchQuery | None = None) -> dict[str, Any]:
-        """The audit of a batch, as JSON: which samples every rank gets at this step of the query's epoch."""
+    def plan(self, split: str, step: int, query: BatchQuery | None = None) -> PlanStep:
+        """The audit of a batch: which samples every rank gets at this step of the query's epoch."""
         every_rank = replace(
             query or BatchQuery(), rank=0, limit=None, worker=0, num_workers=1, dtype="float32", columns=DEFAULT_COLUMNS
         )
-        audit: dict[str, Any] = self._json(split_path(split, "plan"), {**every_rank.to_params(), "step": str(step)})
-        return audit
+        return self._json(split_path(split, "plan"), PlanStep, {**every_rank.to_params(), "step": str(step)})
 
     def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:
         """The file paths of a split, by index. info: the split as known, to pin its data."""
@@ -188,10 +185,10 @@ class Client:
                 bar.update(batch.num_rows)
         return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
 
-    def _json(self, path: str, params: dict[str, str] | None = None) -> Any:
-        def ask(connection: Connection) -> Any:
+    def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None) -> B:
+        def ask(connection: Connection) -> B:
             connection.send("GET", path, params or {}, JSON)
-            return connection.read_json(connection.receive(JSON))
+            return connection.read_json(connection.receive(JSON), kind)
 
         return self._retried(ask)
 

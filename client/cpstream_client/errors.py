@@ -2,7 +2,7 @@
 
     CpstreamError
     ├── TransportError          retried: the connection failed, stalled, was cut or delivered damaged bytes
-    │   └── CorruptedError      a checksum, a row count or a frame is wrong
+    │   └── CorruptedError      a checksum, a row count, a frame or a member of a JSON body is wrong
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
     │   ├── UnavailableError    retried: overloaded, not-ready, draining (503), a gateway's 429/502/503/504, internal (500)
     │   ├── UnauthorizedError   401: no token, or a wrong one
@@ -15,9 +15,14 @@ The text of an error that came over the network ends with the URL and the reques
 """
 
 import re
-from typing import Final
+from typing import Final, TypeVar
 
-from .contract.wire import ErrorCode, Problem
+from pydantic import BaseModel, ValidationError
+
+from .contract.bodies import Problem
+from .contract.wire import ErrorCode
+
+B = TypeVar("B", bound=BaseModel)
 
 _ORIGIN: Final = re.compile(
     r" \[(?P<status>\d{3}) (?P<code>[\w-]+); (?P<url>\S+); request (?P<request_id>[^\s;\]]+)"
@@ -37,7 +42,7 @@ class TransportError(CpstreamError):
 
 
 class CorruptedError(TransportError):
-    """Bytes arrived damaged: a wrong checksum, row count or frame."""
+    """Bytes arrived damaged, or are not what the contract says: a wrong checksum, row count, frame or member of a JSON body."""
 
 
 class ServiceError(CpstreamError):
@@ -122,3 +127,28 @@ def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> 
     error = kind(f"{problem.detail} [{origin}]")
     error.retry_after_s = retry_after_s
     return error
+
+
+def read_body(kind: type[B], body: bytes, url: str) -> B:
+    """The JSON of a reply from `url`, as the body that it should be. Raises CorruptedError, which names the member at fault."""
+    try:
+        return kind.model_validate_json(body, strict=True)
+    except ValidationError as error:
+        raise CorruptedError(f"{url}: {_misfit(kind, error)}") from error
+
+
+def _misfit(kind: type[BaseModel], error: ValidationError) -> str:
+    first, *others = error.errors(include_url=False)
+    if first["type"] == "json_invalid":
+        return f"not JSON: {first['ctx']['error']}"
+    member = ".".join(map(str, first["loc"]))
+    came = repr(first["input"])
+    came = came if len(came) <= 80 else came[:77] + "..."
+    if not member:
+        what = f"it is {came}"
+    elif first["type"] == "missing":
+        what = f"{member} is missing"
+    else:
+        what = f"{member} is {came}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = f", and {len(others)} more like it" if others else ""
+    return f"the reply is no {kind.__name__} as this client knows it: {what}{more}; is the client as new as the service?"

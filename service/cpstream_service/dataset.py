@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cpstream_client.contract.wire import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport
 
 from .align.splits import align_all, refuse
 from .settings import DataSettings

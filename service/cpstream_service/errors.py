@@ -11,7 +11,7 @@ Each message names the file, the row or key, and the remedy.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpstream_client.contract.wire import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport
 
 
 class DataError(Exception):

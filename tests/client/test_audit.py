@@ -1,6 +1,5 @@
 """The audit: what the service says of a step is what every rank got in it."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,7 @@ from conftest import Server
 from oracle import local
 
 from cpstream_client import BatchQuery, Client
-from cpstream_client.contract.wire import PlanStep
+from cpstream_client.contract.bodies import PlanStep
 from cpstream_client.torch import StreamingEmbeddingsDataset
 
 Delivered = list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]]
@@ -56,7 +55,7 @@ def test_the_plan_of_a_step_is_what_every_rank_got(server: Server, options: dict
     ranks = [delivered(server, replace(query, rank=rank)) for rank in range(query.world_size)]
     with Client(server.url) as client:
         for step in range(len(ranks[0])):
-            audit = PlanStep.from_json(client.plan("dev", step, query))
+            audit = client.plan("dev", step, query)
             assert (audit.step, audit.num_steps, audit.split) == (step, len(ranks[0]), "dev")
             assert audit.fingerprint == server.snapshot.splits["dev"].fingerprint
             assert audit.next_start == min(query.start + (step + 1) * query.batch_size * query.world_size, 300)
@@ -73,8 +72,8 @@ def test_a_batch_can_be_replayed_from_its_audit(server: Server) -> None:
     query = BatchQuery(batch_size=32, shuffle="uniform", seed=1, epoch=3, world_size=2, rank=1)
     embeddings, cps, _, _ = delivered(server, query)[4]
     with Client(server.url) as client:
-        samples = client.plan("dev", 4, query)["ranks"][1]["samples"]
-        again = client.take("dev", [sample["index"] for sample in samples])
+        samples = client.plan("dev", 4, query).ranks[1].samples
+        again = client.take("dev", [sample.index for sample in samples])
     assert again.embeddings is not None
     assert torch.equal(torch.from_numpy(again.embeddings), embeddings)
     assert torch.equal(torch.from_numpy(again.cps), cps)
@@ -92,7 +91,7 @@ def test_the_command_prints_the_same_as_json(server: Server) -> None:
     done = run(fingerprint)
     assert done.returncode == 0, done.stderr
     with Client(server.url) as client:
-        assert json.loads(done.stdout) == client.plan("dev", 3, query)
+        assert PlanStep.model_validate_json(done.stdout) == client.plan("dev", 3, query)
     other = run("0" * 32)
     assert other.returncode == 1
     assert "dataset-changed" in other.stderr

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from cpstream_client import BatchQuery, Client
 from cpstream_client.buffers import BufferPool
-from cpstream_client.contract.wire import Dtype, SplitInfo
+from cpstream_client.contract.bodies import SplitInfo
+from cpstream_client.contract.wire import Dtype
 from cpstream_client.epochs.cache import FileCache, MemoryCache, SplitCache
 from cpstream_client.epochs.epochs import Epochs
 from cpstream_client.stream.course import cut

@@ -30,6 +30,7 @@ from cpstream_client import (
     UnauthorizedError,
     UnavailableError,
 )
+from cpstream_client.contract.bodies import SplitList
 from cpstream_client.contract.wire import COLUMNS
 from cpstream_client.epochs import prefetch as prefetch_module
 from cpstream_client.epochs.prefetch import prefetch
@@ -62,7 +63,7 @@ def other_data(snapshot: Snapshot) -> Snapshot:
             split,
             embeddings=split.embeddings + np.float32(1),
             fingerprint="ffff" + split.fingerprint[4:],
-            info=replace(split.info, fingerprint="ffff" + split.fingerprint[4:]),
+            info=split.info.model_copy(update={"fingerprint": "ffff" + split.fingerprint[4:]}),
         )
         for name, split in snapshot.splits.items()
     }
@@ -83,7 +84,7 @@ def test_metadata_and_samples(server: Server) -> None:
         assert client.split("train") == split.info
         assert {info.split: info for info in client.splits()} == {name: each.info for name, each in server.snapshot.splits.items()}
         assert client.alignment("train") == split.report
-        assert [row["file_path"] for row in client.rows("train", 5, 3)["rows"]] == paths[5:8]
+        assert [row.file_path for row in client.rows("train", 5, 3).rows] == paths[5:8]
         assert client.file_paths("train") == paths
         whole = client.load("train")
         assert np.array_equal(whole.embeddings, split.embeddings)
@@ -100,7 +101,7 @@ def test_the_audit_of_any_query(server: Server) -> None:
         audit = client.plan("train", 2, query)
         batch = list(client.batches("train", query))[2]
     assert batch.index is not None
-    assert [sample["index"] for sample in audit["ranks"][1]["samples"]] == batch.index.tolist()
+    assert [sample.index for sample in audit.ranks[1].samples] == batch.index.tolist()
 
 
 def test_take(server: Server) -> None:
@@ -126,7 +127,7 @@ def test_short_ranks_get_empty_batches_of_any_columns(
 ) -> None:
     """remainder "exact", 5 samples, 4 ranks, batches of one: three ranks end on an empty batch."""
     split = snapshot.splits["dev"]
-    info = replace(split.info, num_samples=5)
+    info = split.info.model_copy(update={"num_samples": 5})
     five = replace(split, embeddings=split.embeddings[:5], cps=split.cps[:5], file_paths=split.file_paths[:5], info=info)
     server = run_server(snapshot=replace(snapshot, splits={"dev": five}))
     query = BatchQuery(batch_size=1, rank=2, world_size=4, remainder="exact", columns=columns)  # type: ignore[arg-type]
@@ -223,7 +224,7 @@ def test_what_cannot_be_retried_fails_at_once_and_says_where(
     wait_s = Patience.wait_s
     monkeypatch.setattr(Patience, "wait_s", lambda *args: waits.append(wait_s(*args)) or waits[-1])
     info = server.snapshot.splits["train"].info
-    wrong_data = replace(info, fingerprint="0" * 32)
+    wrong_data = info.model_copy(update={"fingerprint": "0" * 32})
     with Client(server.url, token="right") as client, Client(server.url, token="wrong") as stranger:
         cases: list[tuple[type, str, int, Callable[[], object]]] = [
             (NotFoundError, "unknown-split", 404, lambda: client.split("trian")),
@@ -271,7 +272,7 @@ def test_another_service_is_recognised() -> None:
         with pytest.raises(CorruptedError, match="text/html"):
             client.splits()
         with pytest.raises(CorruptedError, match="is this a cpstream service"):
-            client._json("/v1/splits", {"json": "1"})
+            client._json("/v1/splits", SplitList, {"json": "1"})
 
 
 def test_a_service_that_was_there_is_waited_for(snapshot: Snapshot) -> None:

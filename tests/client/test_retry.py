@@ -18,7 +18,8 @@ from cpstream_client import (
     UnauthorizedError,
     UnavailableError,
 )
-from cpstream_client.contract.wire import ErrorCode, Problem
+from cpstream_client.contract.bodies import Problem
+from cpstream_client.contract.wire import ErrorCode
 from cpstream_client.errors import error_of
 from cpstream_client.transport.endpoints import Endpoint, Replicas
 from cpstream_client.transport.retry import Patience, is_retryable
@@ -35,9 +36,14 @@ class Clock:
         return self.now_s
 
 
+def problem(code: str, status: int, **more: object) -> Problem:
+    members = {"type": "t", "title": "Title", "detail": "detail", "instance": "/", "request_id": "id-7"}
+    return Problem.model_validate({**members, "code": code, "status": status, **more})
+
+
 def problem_error(code: ErrorCode, retry_after_s: float | None = None, **extra: object) -> ServiceError:
     detail = f"{code.title}: 'x' [a; b]"
-    return error_of(Problem("t", code.title, code.status, detail, "/", code.code, "id-7", dict(extra)), URL, retry_after_s)
+    return error_of(problem(code.code, code.status, title=code.title, detail=detail, **extra), URL, retry_after_s)
 
 
 def test_delays_double_with_full_jitter_and_a_ceiling() -> None:
@@ -110,7 +116,7 @@ def test_what_is_retried(code: ErrorCode) -> None:
     ("status", "kind"), [(500, UnavailableError), (503, UnavailableError), (429, UnavailableError), (418, ServiceError)]
 )
 def test_an_unknown_code_counts_by_its_status(status: int, kind: type[ServiceError]) -> None:
-    error = error_of(Problem("t", "Title", status, "detail", "/", "brand-new", "id", {}), URL)
+    error = error_of(problem("brand-new", status), URL)
     assert type(error) is kind
 
 

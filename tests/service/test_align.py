@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cpstream_client.contract.wire import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport
 from cpstream_service.align.align import AlignedSplit, align, find_leaks, num_lost
 from cpstream_service.align.match import match_paths, normalise_path, normalise_paths
 from cpstream_service.sources.cps_table import CpsTable

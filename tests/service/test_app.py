@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 from conftest import Server
 
-from cpstream_client.contract import wire
+from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.plan import Plan
 from cpstream_service.snapshot.store import Split
 
@@ -49,20 +49,22 @@ def test_stale_data_is_ready_but_said_so(run_server: Callable[..., Server]) -> N
 
 
 def test_metadata_equals_the_snapshot(http: httpx.Client, server: Server, dev: Split) -> None:
-    listed = wire.SplitList.from_json(http.get("/v1/splits").json())
-    assert listed == wire.SplitList(server.snapshot.fingerprint, tuple(split.info for split in server.snapshot.splits.values()))
-    one = wire.SplitInfo.from_json(http.get("/v1/splits/dev").json())
+    listed = bodies.SplitList.model_validate_json(http.get("/v1/splits").content)
+    assert listed == bodies.SplitList(
+        fingerprint=server.snapshot.fingerprint, splits=tuple(split.info for split in server.snapshot.splits.values())
+    )
+    one = bodies.SplitInfo.model_validate_json(http.get("/v1/splits/dev").content)
     assert one == dev.info
     assert one.cps.mean == pytest.approx(float(np.mean(dev.cps, dtype=np.float64)))
     assert (one.num_samples, one.embedding_dim) == dev.embeddings.shape
-    assert wire.AlignmentReport.from_json(http.get("/v1/splits/dev/alignment").json()) == dev.report
+    assert bodies.AlignmentReport.model_validate_json(http.get("/v1/splits/dev/alignment").content) == dev.report
 
 
 def test_rows_page_through_the_split_once(http: httpx.Client, dev: Split) -> None:
-    seen: list[wire.Sample] = []
+    seen: list[bodies.Sample] = []
     while True:
         reply = http.get("/v1/splits/dev/rows", params={"offset": len(seen), "length": 128, "embedding": True})
-        page = wire.Rows.from_json(reply.json())
+        page = bodies.Rows.model_validate_json(reply.content)
         assert (page.offset, page.total, page.fingerprint) == (len(seen), len(dev.cps), dev.fingerprint)
         if not page.rows:
             break
@@ -111,11 +113,11 @@ def test_json_batches_hold_what_arrow_holds(http: httpx.Client, dev: Split) -> N
     }
     table = table_of(http.get("/v1/splits/dev/batches", params=params))
     reply = http.get("/v1/splits/dev/batches", params=params, headers={"Accept": wire.JSON})
-    body = wire.JsonBatches.from_json(reply.json())
+    body = bodies.JsonBatches.model_validate_json(reply.content)
     assert (body.split, body.num_rows, [batch.step for batch in body.batches]) == ("dev", 8, [0, 1])
     whole = http.get("/v1/splits/dev/batches", params={"batch_size": 128}, headers={"Accept": wire.JSON}).json()
     assert whole["num_rows"] == len(dev.cps) == sum(len(batch["samples"]) for batch in whole["batches"])
-    samples = [sample.to_json() for batch in body.batches for sample in batch.samples]
+    samples = [sample.model_dump(mode="json") for batch in body.batches for sample in batch.samples]
     assert samples == table.to_pylist()
 
 
@@ -168,12 +170,12 @@ def test_plan_says_what_every_rank_gets(http: httpx.Client, dev: Split, remainde
     epoch = {"batch_size": 8, "shuffle": "true", "seed": 5, "epoch": 2, "world_size": 3, "remainder": remainder, "start": 30}
     last = http.get("/v1/splits/dev/plan", params=epoch).json()["num_steps"] - 1
     for step in (0, last):
-        plan = wire.PlanStep.from_json(http.get("/v1/splits/dev/plan", params=epoch | {"step": step}).json())
+        plan = bodies.PlanStep.model_validate_json(http.get("/v1/splits/dev/plan", params=epoch | {"step": step}).content)
         assert plan.next_start == min(30 + (step + 1) * 8 * 3, len(dev.cps))
         for rank in plan.ranks:
             params = epoch | {"rank": rank.rank, "columns": "index,file_path,cps"}
             batches = list(pa.ipc.open_stream(http.get("/v1/splits/dev/batches", params=params).content))
-            assert [sample.to_json() for sample in rank.samples] == batches[step].to_pylist()
+            assert [sample.model_dump(mode="json") for sample in rank.samples] == batches[step].to_pylist()
 
 
 def test_etag_answers_304_and_changes_with_the_query(http: httpx.Client) -> None:

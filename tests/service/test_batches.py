@@ -40,7 +40,7 @@ def served(request: pytest.FixtureRequest, snapshot: Snapshot) -> Iterator[Serve
             embeddings=generator.standard_normal((n, dim), np.float32),
             cps=generator.random(n, np.float32),
             file_paths=pa.array([f"{i}-{NAMES[i % len(NAMES)]}" for i in range(n)], pa.string()),
-            info=replace(base.info, split=name, num_samples=n, embedding_dim=dim),
+            info=base.info.model_copy(update={"split": name, "num_samples": n, "embedding_dim": dim}),
         )
     served = replace(snapshot, splits=splits)
     with pytest.MonkeyPatch.context() as patch:

@@ -39,7 +39,7 @@ def small(snapshot: Snapshot) -> Iterator[Server]:
     """Five samples of three numbers, so that each byte of a whole conversation can be damaged in turn; behind a token."""
     split = snapshot.splits["train"]
     embeddings = np.ascontiguousarray(split.embeddings[:5, :3])
-    info = replace(split.info, num_samples=5, embedding_dim=3)
+    info = split.info.model_copy(update={"num_samples": 5, "embedding_dim": 3})
     tiny = replace(split, embeddings=embeddings, cps=split.cps[:5], file_paths=split.file_paths[:5], info=info)
     served = replace(snapshot, splits={"train": tiny})
     with serving(create_app(served, ServeSettings(token=TOKEN))) as url:
@@ -70,7 +70,7 @@ def asks(info: SplitInfo) -> dict[str, Ask]:
 def _refused_by_409(info: SplitInfo) -> Ask:
     def ask(client: Client) -> object:
         try:
-            return columns_of(client.batches("train", info=replace(info, fingerprint="0123456789abcdef")))
+            return columns_of(client.batches("train", info=info.model_copy(update={"fingerprint": "0123456789abcdef"})))
         except CpstreamError as error:
             if is_certain(error):
                 return type(error).__name__, error.expected, error.actual  # type: ignore[attr-defined]

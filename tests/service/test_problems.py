@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cpstream_client.contract import wire
+from cpstream_client.contract import bodies, wire
 from cpstream_service.api import problems
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
@@ -44,7 +44,7 @@ def problem_of(reply: httpx.Response) -> dict[str, Any]:
     assert body["detail"]
     assert "Traceback" not in reply.text
     assert "/tmp" not in body["detail"]
-    assert wire.Problem.from_json(body).to_json() == body
+    assert bodies.Problem.model_validate_json(reply.content).model_dump() == body
     return body
 
 

@@ -1,15 +1,15 @@
-"""The contract between service and client: paths, media types, queries, JSON bodies, the Arrow schema, error codes.
+"""The contract between service and client: paths, media types, queries, the Arrow schema, error codes. JSON is in bodies.py.
 
-Everything that crosses the wire is named here and nowhere else; both packages import it.
+Everything that crosses the wire is named in these two and nowhere else; both packages import them.
 """
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import Enum
 from hashlib import sha256
-from typing import Any, Literal, Self, get_args
+from typing import Literal, get_args
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -124,213 +124,6 @@ class BatchQuery:
         return params
 
 
-# JSON bodies
-
-
-class _Body:
-    """from_json ignores keys that it does not know, so that a newer service may add some."""
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(**{spec.name: body[spec.name] for spec in fields(cls) if spec.name in body})  # type: ignore[arg-type]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class CpsStats(_Body):
-    """CPS of a split, characters per second; std is the population's."""
-
-    min: float
-    max: float
-    mean: float
-    std: float
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped(_Body):
-    """What alignment left out for one reason: how many rows, the first few of them, and of which side (embedding or cps)."""
-
-    reason: str
-    count: int
-    examples: tuple[str, ...] = ()
-    side: str = ""
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["reason"], body["count"], tuple(body["examples"]), body.get("side", ""))
-
-
-@dataclass(frozen=True, slots=True)
-class AlignmentReport(_Body):
-    """How a split's embeddings and CPS rows were matched. Counts are of rows.
-
-    num_embeddings = num_aligned + the counts in `dropped` whose side is "embedding"; likewise num_cps and "cps". `leaks` are file
-    paths that another split holds too, that split's name being the reason: reported, never dropped.
-    """
-
-    split: str
-    num_embeddings: int
-    num_cps: int
-    num_aligned: int
-    num_exact: int
-    num_by_suffix: int
-    dropped: tuple[Dropped, ...] = ()
-    leaks: tuple[Dropped, ...] = ()
-
-    @property
-    def num_dropped(self) -> int:
-        return sum(reason.count for reason in self.dropped)
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name in body}
-        for name in ("dropped", "leaks"):
-            known[name] = tuple(Dropped.from_json(entry) for entry in known.get(name, ()))
-        return cls(**known)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitInfo(_Body):
-    """One split as the service holds it. fingerprint: content hash of rows, labels and paths."""
-
-    split: str
-    num_samples: int
-    embedding_dim: int
-    dtype: str
-    fingerprint: str
-    cps: CpsStats
-    source: str
-    num_embeddings: int
-    num_cps: int
-    num_dropped: int
-    dropped: dict[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name in body}
-        known["cps"] = CpsStats.from_json(body["cps"])
-        return cls(**known)
-
-
-@dataclass(frozen=True, slots=True)
-class SplitList(_Body):
-    """Body of GET /v1/splits. fingerprint: of the whole dataset, a hash of those of its splits."""
-
-    fingerprint: str
-    splits: tuple[SplitInfo, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["fingerprint"], tuple(SplitInfo.from_json(entry) for entry in body["splits"]))
-
-
-@dataclass(frozen=True, slots=True)
-class Sample(_Body):
-    """One sample in JSON; what was not asked for is None, and left out of the JSON. embedding: D numbers."""
-
-    index: int | None = None
-    file_path: str | None = None
-    cps: float | None = None
-    embedding: list[float] | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return {spec.name: value for spec in fields(self) if (value := getattr(self, spec.name)) is not None}
-
-
-def _samples(entries: Sequence[Mapping[str, Any]]) -> tuple[Sample, ...]:
-    return tuple(Sample.from_json(entry) for entry in entries)
-
-
-@dataclass(frozen=True, slots=True)
-class Rows(_Body):
-    """Body of GET /v1/splits/{split}/rows: samples by index from `offset` on. total: how many the split has."""
-
-    split: str
-    fingerprint: str
-    offset: int
-    total: int
-    rows: tuple[Sample, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["split"], body["fingerprint"], body["offset"], body["total"], _samples(body["rows"]))
-
-    def to_json(self) -> dict[str, Any]:
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"rows": [row.to_json() for row in self.rows]}
-
-
-@dataclass(frozen=True, slots=True)
-class JsonBatch(_Body):
-    """One batch in JSON. step: of the epoch, counted from the query's start; 0 in the reply to take."""
-
-    step: int
-    samples: tuple[Sample, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["step"], _samples(body["samples"]))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"step": self.step, "samples": [sample.to_json() for sample in self.samples]}
-
-
-@dataclass(frozen=True, slots=True)
-class JsonBatches(_Body):
-    """Body of GET /v1/splits/{split}/batches and of take as application/json: for people and small replies."""
-
-    split: str
-    fingerprint: str
-    num_rows: int
-    batches: tuple[JsonBatch, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        batches = tuple(JsonBatch.from_json(entry) for entry in body["batches"])
-        return cls(body["split"], body["fingerprint"], body["num_rows"], batches)
-
-    def to_json(self) -> dict[str, Any]:
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {
-            "batches": [batch.to_json() for batch in self.batches]
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class RankSamples(_Body):
-    """What one rank gets at one step: index, file_path and cps of each sample."""
-
-    rank: int
-    samples: tuple[Sample, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        return cls(body["rank"], _samples(body["samples"]))
-
-    def to_json(self) -> dict[str, Any]:
-        return {"rank": self.rank, "samples": [sample.to_json() for sample in self.samples]}
-
-
-@dataclass(frozen=True, slots=True)
-class PlanStep(_Body):
-    """Body of GET /v1/splits/{split}/plan: the audit of one step. next_start: the `start` at which an epoch goes on after it."""
-
-    split: str
-    fingerprint: str
-    step: int
-    num_steps: int
-    next_start: int
-    ranks: tuple[RankSamples, ...]
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        known = {spec.name: body[spec.name] for spec in fields(cls) if spec.name != "ranks"}
-        return cls(**known, ranks=tuple(RankSamples.from_json(entry) for entry in body["ranks"]))
-
-    def to_json(self) -> dict[str, Any]:
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"ranks": [rank.to_json() for rank in self.ranks]}
-
-
 # Errors
 
 
@@ -354,30 +147,6 @@ class ErrorCode(Enum):
 
     def __init__(self, code: str, status: int, title: str) -> None:
         self.code, self.status, self.title = code, status, title
-
-
-@dataclass(frozen=True, slots=True)
-class Problem(_Body):
-    """An RFC 9457 problem details body. `extra` members (such as expected and actual fingerprints) stand beside these."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
-    request_id: str
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_json(cls, body: Mapping[str, Any]) -> Self:
-        known = {spec.name for spec in fields(cls)} - {"extra"}
-        return cls(**{name: body[name] for name in known}, extra={k: v for k, v in body.items() if k not in known})
-
-    def to_json(self) -> dict[str, Any]:
-        body: dict[str, Any] = asdict(self)
-        extra: dict[str, Any] = body.pop("extra")
-        return body | extra
 
 
 # Arrow

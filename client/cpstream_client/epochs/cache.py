@@ -20,8 +20,9 @@ import numpy.typing as npt
 from crc32c import crc32c
 
 from ..buffers import BufferPool
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import Dtype, SplitInfo
+from ..contract.wire import Dtype
 from ..files import allocate, lock, no_follow
 from ..stream.reader import Batch
 

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..buffers import BufferPool, Bytes, allocate_aligned
 from ..client import Client, progress_bar
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import BatchQuery, SplitInfo
+from ..contract.wire import BatchQuery
 from ..errors import TransportError, UnavailableError
 from ..stream.course import Course, trim
 from ..stream.fetch import EpochFetcher

@@ -8,8 +8,9 @@ from multiprocessing.context import get_spawning_popen
 from multiprocessing.sharedctypes import RawValue
 from typing import Any
 
+from ..contract.bodies import Problem
 from ..contract.plan import Plan
-from ..contract.wire import ErrorCode, Problem
+from ..contract.wire import ErrorCode
 from ..errors import StateMismatch, error_of
 
 
@@ -70,8 +71,18 @@ class Position:
         if self.fingerprint != fingerprint:
             changed = ErrorCode.DATASET_CHANGED
             detail = f"a DataLoader worker met data with fingerprint {fingerprint}, another one {self.fingerprint}"
-            extra = {"expected": self.fingerprint, "actual": fingerprint}
-            raise error_of(Problem("about:blank", changed.title, changed.status, detail, "", changed.code, "", extra), "no-request")
+            extra: dict[str, Any] = {"expected": self.fingerprint, "actual": fingerprint}
+            problem = Problem(
+                type="about:blank",
+                title=changed.title,
+                status=changed.status,
+                detail=detail,
+                instance="",
+                code=changed.code,
+                request_id="",
+                **extra,
+            )
+            raise error_of(problem, "no-request")
 
     def __getstate__(self) -> dict[str, Any]:
         if get_spawning_popen() is not None:  # on its way to a child process, which shall share the memory

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan
-from ..contract.wire import BatchQuery, SplitInfo
+from ..contract.wire import BatchQuery
 from .reader import Batch
 
 WIRE_BATCH_BYTES = 2 * 1024**2

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..buffers import ALIGNMENT, Bytes
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import Dtype, SplitInfo
+from ..contract.wire import Dtype
 from ..epochs.cache import FileCache, MemoryCache, SplitCache
 from ..stream.reader import Batch
 

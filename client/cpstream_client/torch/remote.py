@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..client import Client
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import DTYPES, Dtype, SplitInfo
+from ..contract.wire import DTYPES, Dtype
 from ..epochs.cache import SplitCache
 from .device import open_cache
 

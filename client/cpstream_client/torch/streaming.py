@@ -13,8 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..buffers import allocate_aligned
 from ..client import Client
+from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan, Remainder, Shuffle
-from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, SplitInfo
+from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype
 from ..epochs.epochs import Epochs
 from ..epochs.position import Identity, Position, Run, check_equal
 from ..errors import CpstreamError, StateMismatch

@@ -5,16 +5,16 @@ The connection knows requests and replies, errors included; what the bytes of a 
 
 import contextlib
 import http.client
-import json
 import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 from urllib.parse import urlencode
 
-from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, Problem, content_digest
-from ..errors import CorruptedError, CpstreamError, TransportError, error_of
+from ..contract.bodies import Problem
+from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, content_digest
+from ..errors import B, CorruptedError, CpstreamError, TransportError, error_of, read_body
 from .endpoints import Endpoint
 from .sockets import Response, set_timeout
 
@@ -76,17 +76,17 @@ class Connection:
             raise CorruptedError(f"{self.url}: the reply is {response.headers.get_content_type()}, not {media_type}")
         return response
 
-    def read_json(self, response: http.client.HTTPResponse) -> Any:
+    def read_json(self, response: http.client.HTTPResponse, kind: type[B]) -> B:
         """The body of a JSON reply. Raises CorruptedError when it is not whole, or answers something else than was asked."""
         try:
             body = response.read()
         except (OSError, http.client.HTTPException) as error:
             raise self._failed(error) from error
-        parsed = self._verified(response, body)
+        self._verify(response, body)
         location = response.headers.get(LOCATION_HEADER, "")
         if not (location and self._target.endswith(location)):
             raise CorruptedError(f"{self.url}: the reply is to another request, for {location!r}")
-        return parsed
+        return read_body(kind, body, self.url)
 
     @property
     def url(self) -> str:
@@ -121,33 +121,36 @@ class Connection:
         what = "timed out" if isinstance(error, BlockingIOError) else str(error) or type(error).__name__
         return TransportError(f"{self.url}: {what}")
 
-    def _verified(self, response: http.client.HTTPResponse, body: bytes) -> Any:
-        """JSON, its digest checked."""
+    def _verify(self, response: http.client.HTTPResponse, body: bytes) -> None:
+        """Check the digest of a JSON reply. Raises CorruptedError."""
         digest = response.headers.get(DIGEST_HEADER)
         if digest != content_digest(body):
             what = "arrived damaged" if digest else f"has no {DIGEST_HEADER}; is this a cpstream service?"
             raise CorruptedError(f"{self.url}: the reply (status {response.status}) {what}")
-        try:
-            return json.loads(body)
-        except ValueError as error:
-            raise CorruptedError(f"{self.url}: not JSON: {error}") from error
 
     def _refused(self, response: http.client.HTTPResponse, body: bytes) -> CpstreamError:
         """What a status other than 200 means. A problem is believed only if it is whole and answers what was asked."""
         status, retry_after_s = response.status, _seconds(response.headers.get("Retry-After"))
         if response.headers.get_content_type() == PROBLEM_JSON:
             try:
-                problem = Problem.from_json(self._verified(response, body))
+                self._verify(response, body)
+                problem = read_body(Problem, body, self.url)
             except CorruptedError as error:
                 return error
-            except (AttributeError, KeyError, TypeError) as error:
-                return CorruptedError(f"{self.url}: unreadable problem with status {status}: {error!r}")
             if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):
                 return CorruptedError(f"{self.url}: the service answered another request: {problem.instance!r}, {problem.detail}")
             return error_of(problem, self.url, retry_after_s)
         detail = f"answered {status} {response.reason} without a problem body; is this a cpstream service?"
         if status in (401, 403, 404, 407, 429, 502, 503, 504):  # a proxy whose service is away, or another service altogether
-            problem = Problem("about:blank", response.reason, status, detail, self._target, "gateway", "")
+            problem = Problem(
+                type="about:blank",
+                title=response.reason,
+                status=status,
+                detail=detail,
+                instance=self._target,
+                code="gateway",
+                request_id="",
+            )
             return error_of(problem, self.url, retry_after_s)
         return CorruptedError(f"{self.url}: {detail}")
 

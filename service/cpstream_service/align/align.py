@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cpstream_client.contract.wire import AlignmentReport, Dropped
+from cpstream_client.contract.bodies import AlignmentReport, Dropped
 
 from ..sources.cps_table import CpsTable
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
@@ -129,7 +129,9 @@ def find_leaks(splits: Sequence[AlignedSplit]) -> dict[str, tuple[Dropped, ...]]
     leaks = {}
     for name in paths:
         shared = ((other, sorted(paths[name] & paths[other])) for other in paths if other != name)
-        leaks[name] = tuple(Dropped(other, len(both), tuple(both[:MAX_EXAMPLES])) for other, both in shared if both)
+        leaks[name] = tuple(
+            Dropped(reason=other, count=len(both), examples=tuple(both[:MAX_EXAMPLES])) for other, both in shared if both
+        )
     return leaks
 
 
@@ -223,4 +225,7 @@ class _Drops:
     def report(self) -> tuple[Dropped, ...]:
         order = list(Reason)
         found = sorted(self._found.items(), key=lambda item: (item[0][1] != "embedding", order.index(item[0][0])))
-        return tuple(Dropped(reason.code, count, tuple(examples), side) for (reason, side), (count, examples) in found)
+        return tuple(
+            Dropped(reason=reason.code, count=count, examples=tuple(examples), side=side)
+            for (reason, side), (count, examples) in found
+        )

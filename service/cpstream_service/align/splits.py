@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cpstream_client.contract.wire import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport
 
 from ..errors import AlignmentError
 from ..settings import DataSettings
@@ -27,7 +27,7 @@ def align_all(settings: DataSettings, *, progress: bool = False) -> list[Aligned
         table = read_cps_table(cps_path(settings, name), settings.path_column, settings.cps_column)
         aligned.append(align(source.pop(name), table))
     leaks = find_leaks(aligned)
-    return [replace(split, report=replace(split.report, leaks=leaks[split.name])) for split in aligned]
+    return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
 
 
 def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:

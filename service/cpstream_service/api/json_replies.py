@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from starlette.responses import JSONResponse
 
+from cpstream_client.contract.bodies import Body, Sample
 from cpstream_client.contract.plan import Indices
-from cpstream_client.contract.wire import Column, Dtype, Sample
+from cpstream_client.contract.wire import Column, Dtype
 
 from ..errors import InvalidParameter, PayloadTooLarge
 from ..snapshot.store import Split
@@ -29,7 +29,7 @@ def samples_of(split: Split, indices: Indices, columns: Sequence[Column], dtype:
         if not np.isfinite(embeddings).all():
             raise InvalidParameter("dtype float16 cannot hold these embeddings: some exceed 65504; ask for float32")
         values["embedding"] = embeddings.tolist()
-    return tuple(Sample.from_json(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True))
+    return tuple(Sample.model_validate(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True))
 
 
 def check_json_rows(num_rows: int, max_rows: int, remedy: str) -> None:
@@ -41,12 +41,12 @@ def check_json_rows(num_rows: int, max_rows: int, remedy: str) -> None:
 class ReadableJson(JSONResponse):
     """For metadata: a handful of members."""
 
-    def render(self, content: Any) -> bytes:
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    def render(self, content: Body) -> bytes:
+        return (json.dumps(content.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 class CompactJson(JSONResponse):
     """For samples: an indent would put each number of an embedding on a line of its own."""
 
-    def render(self, content: Any) -> bytes:
-        return super().render(content) + b"\n"
+    def render(self, content: Body) -> bytes:
+        return content.model_dump_json().encode() + b"\n"

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from cpstream_client.contract import wire
+from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import ErrorCode
 
 from ..errors import (
@@ -103,7 +104,7 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         detail = _framework_detail(scope, code, headers, str(error.detail))
     if code.status == 503:
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    problem = wire.Problem(
+    problem = Problem(
         type=problem_type(code),
         title=code.title,
         status=code.status,
@@ -111,9 +112,9 @@ def problem_response(scope: Scope, error: Exception) -> Response:
         instance=target_of(scope),
         code=code.code,
         request_id=scope.get("state", {}).get("request_id", ""),
-        extra=extra,
+        **extra,
     )
-    body = (json.dumps(problem.to_json(), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    body = (json.dumps(problem.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     return Response(body, code.status, {"Cache-Control": "no-store", **headers}, wire.PROBLEM_JSON)
 
 

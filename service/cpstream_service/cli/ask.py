@@ -1,6 +1,5 @@
 """cpstream info and plan: what a running service says, as tables."""
 
-import json
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cpstream_client import Client, Retry
+from cpstream_client.contract.bodies import PlanStep, SplitInfo
 from cpstream_client.contract.plan import Remainder, Shuffle
-from cpstream_client.contract.wire import BatchQuery, PlanStep, SplitInfo
+from cpstream_client.contract.wire import BatchQuery
 
 
 def splits_table(splits: Sequence[SplitInfo]) -> Table:
@@ -56,8 +56,6 @@ def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int
     token
         Bearer token, where the service has one.
     """
-    from .ask import splits_table
-
     with _client(url, token) as client:
         Console().print(splits_table(client.splits()))
     return 0
@@ -122,8 +120,6 @@ def plan(
     token
         Bearer token, where the service has one.
     """
-    from .ask import plan_table
-
     query = BatchQuery(
         batch_size=batch_size,
         shuffle=shuffle,
@@ -138,9 +134,9 @@ def plan(
     with _client(url, token) as client:
         audit = client.plan(split, step, query)
     if as_json:
-        print(json.dumps(audit, indent=2, ensure_ascii=False))  # noqa: T201
+        print(audit.model_dump_json(indent=2))  # noqa: T201
     else:
-        Console().print(plan_table(PlanStep.from_json(audit)))
+        Console().print(plan_table(audit))
     return 0
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cpstream_client.contract.wire import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport
 
 from ..align.splits import align_all, refuse
 from ..settings import DataSettings

@@ -159,7 +159,7 @@ def _load_chroma(settings: DataSettings, progress: bool) -> Loaded:
             raise
         return Loaded(snapshot, f"{error}; serving the snapshot of {snapshot.created_at}", [f"serving the last snapshot: {error}"])
     refuse(settings, [split.report for split in splits])
-    reports = [split.report.to_json() for split in splits]
+    reports = [split.report.model_dump(mode="json") for split in splits]
     key = _hash(identity, _fingerprint_of(splits), reports)
     with writing(settings.snapshot_dir, key):
         try:

@@ -31,7 +31,7 @@ import pyarrow as pa
 from blake3 import blake3
 from tqdm import tqdm
 
-from cpstream_client.contract.wire import AlignmentReport, CpsStats, SplitInfo
+from cpstream_client.contract.bodies import AlignmentReport, CpsStats, SplitInfo
 
 from ..align.align import AlignedSplit
 from ..sources.rows import rows_per_chunk
@@ -116,7 +116,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split:
-    info, report = SplitInfo.from_json(entry["info"]), AlignmentReport.from_json(entry["report"])
+    info, report = SplitInfo.model_validate(entry["info"]), AlignmentReport.model_validate(entry["report"])
     folder = snapshot / _folder_of(info.split)
     try:
         embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
@@ -163,7 +163,7 @@ def write_snapshot(
         folder.mkdir()
         fingerprint = _write_split(folder, split, progress)
         info = _info(split, fingerprint, source)
-        entries.append({"name": split.name, "info": info.to_json(), "report": split.report.to_json()})
+        entries.append({"name": split.name, "info": info.model_dump(mode="json"), "report": split.report.model_dump(mode="json")})
     body = {
         "format": FORMAT,
         "fingerprint": dataset_fingerprint({entry["name"]: entry["info"]["fingerprint"] for entry in entries}),
@@ -213,7 +213,7 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
 
 def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
     cps = split.cps.astype(np.float64)
-    stats = CpsStats(float(cps.min()), float(cps.max()), float(cps.mean()), float(cps.std()))
+    stats = CpsStats(min=float(cps.min()), max=float(cps.max()), mean=float(cps.mean()), std=float(cps.std()))
     dropped: dict[str, int] = {}
     for entry in split.report.dropped:
         dropped[entry.reason] = dropped.get(entry.reason, 0) + entry.count

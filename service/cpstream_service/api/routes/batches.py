@@ -9,7 +9,7 @@ from anyio import to_thread
 from fastapi import Request
 from starlette.responses import Response
 
-from cpstream_client.contract import wire
+from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import BatchQuery, ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter
@@ -54,7 +54,7 @@ def plan_errors() -> Iterator[None]:
             "Arrow readers take a stream that is cut between two batches for a whole one. With `Accept: application/json`: the "
             "same as JSON.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
-            "model": wire.JsonBatches,
+            "model": bodies.JsonBatches,
         },
         304: {"description": "The client's copy (`If-None-Match`) is current."},
         **problem_replies(*_BATCH_ERRORS),
@@ -94,7 +94,7 @@ async def batches(
         200: {
             "description": "An Arrow IPC stream with one record batch, as that of batches; or JSON, as there.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
-            "model": wire.JsonBatches,
+            "model": bodies.JsonBatches,
         },
         **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
     },
@@ -114,8 +114,8 @@ async def take(
             return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
         check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
         samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
-        body = wire.JsonBatches(split, served.fingerprint, len(samples), (wire.JsonBatch(0, samples),))
-        return CompactJson(body.to_json())
+        batch = bodies.JsonBatch(step=0, samples=samples)
+        return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=len(samples), batches=(batch,)))
 
     service.shortcuts.remember(request, answer)
     return await answer(request)
@@ -126,7 +126,7 @@ async def take(
     "/splits/{split}/plan",
     tags=["batches"],
     summary="Which samples every rank gets at a step",
-    responses={200: {"model": wire.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
+    responses={200: {"model": bodies.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
 async def plan(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, given(PlanParameters)]
@@ -145,10 +145,18 @@ async def plan(
     check_json_rows(sum(high - low for low, high in bounds), service.settings.max_json_rows, remedy)
     order = await service.batch_server.order(epoch)
     ranks = tuple(
-        wire.RankSamples(rank.rank, samples_of(served, rank.batch(order, step), ("index", "file_path", "cps"))) for rank in plans
+        bodies.RankSamples(rank=rank.rank, samples=samples_of(served, rank.batch(order, step), ("index", "file_path", "cps")))
+        for rank in plans
     )
-    body = wire.PlanStep(split, served.fingerprint, step, epoch.num_steps, epoch.start_after(step + 1), ranks)
-    return ReadableJson(body.to_json(), headers=caching(request))
+    body = bodies.PlanStep(
+        split=split,
+        fingerprint=served.fingerprint,
+        step=step,
+        num_steps=epoch.num_steps,
+        next_start=epoch.start_after(step + 1),
+        ranks=ranks,
+    )
+    return ReadableJson(body, headers=caching(request))
 
 
 async def _json_batches(service: Service, split: Split, query: BatchQuery, num_rows: int, headers: Mapping[str, str]) -> Response:
@@ -158,9 +166,10 @@ async def _json_batches(service: Service, split: Split, query: BatchQuery, num_r
     order = await service.batch_server.order(epoch)
 
     def build() -> Response:
-        parts = (wire.JsonBatch(step, samples_of(split, epoch.batch(order, step), query.columns, query.dtype)) for step in steps)
-        body = wire.JsonBatches(split.name, split.fingerprint, num_rows, tuple(parts))
-        return CompactJson(body.to_json(), headers=headers)
+        samples = (samples_of(split, epoch.batch(order, step), query.columns, query.dtype) for step in steps)
+        batches = tuple(bodies.JsonBatch(step=step, samples=each) for step, each in zip(steps, samples, strict=True))
+        body = bodies.JsonBatches(split=split.name, fingerprint=split.fingerprint, num_rows=num_rows, batches=batches)
+        return CompactJson(body, headers=headers)
 
     return await to_thread.run_sync(build)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
-from cpstream_client.contract import wire
+from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import Draining, NotFound
@@ -21,22 +21,26 @@ NoParameters = Annotated[Parameters, given(Parameters)]
 @router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(_: NoParameters) -> Response:
-    links = {
-        "service": "cpstream",
-        "splits": f"{wire.API_PREFIX}/splits",
-        "documentation": "/docs",
-        "openapi": "/openapi.json",
-        "ready": "/readyz",
-        "metrics": "/metrics",
-    }
+    links = bodies.Index(
+        service="cpstream",
+        splits=f"{wire.API_PREFIX}/splits",
+        documentation="/docs",
+        openapi="/openapi.json",
+        ready="/readyz",
+        metrics="/metrics",
+    )
     return ReadableJson(links)
 
 
 @router.head("/livez", include_in_schema=False)
-@router.get("/livez", summary="Is the process alive?", responses=problem_replies(ErrorCode.INVALID_PARAMETER))
+@router.get(
+    "/livez",
+    summary="Is the process alive?",
+    responses={200: {"model": bodies.Alive}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
+)
 async def livez(_: NoParameters) -> Response:
     """Answers as long as the process runs, draining included. Restart it when this fails."""
-    return ReadableJson({"status": "alive"})
+    return ReadableJson(bodies.Alive(status="alive"))
 
 
 @router.head("/readyz", include_in_schema=False)
@@ -45,6 +49,7 @@ async def livez(_: NoParameters) -> Response:
     summary="Should it get requests?",
     responses={
         200: {
+            "model": bodies.Ready,
             "content": {
                 wire.JSON: {
                     "example": {
@@ -54,7 +59,7 @@ async def livez(_: NoParameters) -> Response:
                         "splits": ["dev", "test", "train"],
                     }
                 }
-            }
+            },
         },
         **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
     },
@@ -67,12 +72,12 @@ async def readyz(service: CurrentService, _: NoParameters) -> Response:
     """
     if service.drain.draining:
         raise Draining("the service is shutting down; send no new requests here")
-    state = {
-        "status": "ready",
-        "fingerprint": service.snapshot.fingerprint,
-        "stale_reason": service.stale_reason,
-        "splits": list(service.snapshot.splits),
-    }
+    state = bodies.Ready(
+        status="ready",
+        fingerprint=service.snapshot.fingerprint,
+        stale_reason=service.stale_reason,
+        splits=tuple(service.snapshot.splits),
+    )
     return ReadableJson(state)
 
 
@@ -95,7 +100,7 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
 @router.get(
     "/problems/{code}",
     summary="What an error code means",
-    responses=problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
+    responses={200: {"model": bodies.Explanation}, **problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER)},
 )
 async def explain(
     code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters
@@ -103,6 +108,6 @@ async def explain(
     """The explanation behind a problem's `type`."""
     for known, meaning in MEANINGS.items():
         if known.code == code:
-            body = {"type": problem_type(known), "code": code, "status": known.status, "title": known.title, "meaning": meaning}
-            return ReadableJson(body)
+            kind = problem_type(known)
+            return ReadableJson(bodies.Explanation(type=kind, code=code, status=known.status, title=known.title, meaning=meaning))
     raise NotFound(f"code {code!r} is not one of this service's; codes: {', '.join(known.code for known in MEANINGS)}")

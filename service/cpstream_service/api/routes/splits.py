@@ -6,7 +6,7 @@ import numpy as np
 from fastapi import Request
 from starlette.responses import Response
 
-from cpstream_client.contract import wire
+from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter
@@ -24,12 +24,12 @@ router = v1_router()
 
 @router.head("/splits", include_in_schema=False)
 @router.get(
-    "/splits", tags=["splits"], summary="All splits", responses={200: {"model": wire.SplitList}, **problem_replies(COMMON[2])}
+    "/splits", tags=["splits"], summary="All splits", responses={200: {"model": bodies.SplitList}, **problem_replies(COMMON[2])}
 )
 async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, given(Parameters)]) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
     snapshot = service.snapshot
-    body = wire.SplitList(snapshot.fingerprint, tuple(split.info for split in snapshot.splits.values()))
+    body = bodies.SplitList(fingerprint=snapshot.fingerprint, splits=tuple(split.info for split in snapshot.splits.values()))
     return _metadata(request, snapshot.fingerprint, body)
 
 
@@ -38,7 +38,7 @@ async def splits(request: Request, service: CurrentService, _: Annotated[Paramet
     "/splits/{split}",
     tags=["splits"],
     summary="One split",
-    responses={200: {"model": wire.SplitInfo}, **problem_replies(*COMMON)},
+    responses={200: {"model": bodies.SplitInfo}, **problem_replies(*COMMON)},
 )
 async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
@@ -51,7 +51,7 @@ async def one_split(split: SplitName, request: Request, service: CurrentService,
     "/splits/{split}/alignment",
     tags=["splits"],
     summary="How embeddings and CPS were matched",
-    responses={200: {"model": wire.AlignmentReport}, **problem_replies(*COMMON)},
+    responses={200: {"model": bodies.AlignmentReport}, **problem_replies(*COMMON)},
 )
 async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
@@ -64,7 +64,7 @@ async def alignment(split: SplitName, request: Request, service: CurrentService,
     "/splits/{split}/rows",
     tags=["splits"],
     summary="A page of samples",
-    responses={200: {"model": wire.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
+    responses={200: {"model": bodies.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
 def rows(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, given(RowsParameters)]
@@ -87,11 +87,17 @@ def rows(
     etag = etag_of(served.fingerprint, wire.JSON, {"path": target_of(request.scope)})
     reply = not_modified(request, etag)
     if reply is None:
-        body = wire.Rows(split, served.fingerprint, parameters.offset, total, samples_of(served, indices, columns))
-        reply = CompactJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+        body = bodies.Rows(
+            split=split,
+            fingerprint=served.fingerprint,
+            offset=parameters.offset,
+            total=total,
+            rows=samples_of(served, indices, columns),
+        )
+        reply = CompactJson(body, headers={"ETag": etag, **caching(request)})
     return reply
 
 
-def _metadata(request: Request, fingerprint: str, body: wire.SplitList | wire.SplitInfo | wire.AlignmentReport) -> Response:
+def _metadata(request: Request, fingerprint: str, body: bodies.Body) -> Response:
     etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope)})
-    return not_modified(request, etag) or ReadableJson(body.to_json(), headers={"ETag": etag, **caching(request)})
+    return not_modified(request, etag) or ReadableJson(body, headers={"ETag": etag, **caching(request)})

@@ -1,0 +1,202 @@
+"""The JSON bodies of the API: what the service writes, and what the client reads and checks.
+
+Keys that a model does not know are ignored, so that a newer service may add some. Numbers are finite: JSON knows no others.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Body(BaseModel, frozen=True):
+    """A JSON body. Raises ValidationError, a ValueError, when a member is missing or has another type or range."""
+
+    # Built at first use: a trainer imports all of them, and needs one or two.
+    model_config = ConfigDict(allow_inf_nan=False, defer_build=True)
+
+
+# Splits
+
+
+class CpsStats(Body, frozen=True):
+    """CPS of a split, characters per second."""
+
+    min: float
+    max: float
+    mean: float
+    std: float = Field(description="Standard deviation, the population's.")
+
+
+class Dropped(Body, frozen=True):
+    """What alignment left out for one reason."""
+
+    reason: str = Field(description="A code; among `leaks` the name of the other split.")
+    count: Count = Field(description="How many rows.")
+    examples: tuple[str, ...] = Field(default=(), description="The first few of them.")
+    side: str = Field(default="", description="Which side's rows: `embedding` or `cps`.")
+
+
+class AlignmentReport(Body, frozen=True):
+    """How a split's embeddings and CPS rows were matched. Counts are of rows.
+
+    num_embeddings = num_aligned + the counts in `dropped` whose side is "embedding"; likewise num_cps and "cps".
+    """
+
+    split: str
+    num_embeddings: Count = Field(description="Rows of the source.")
+    num_cps: Count = Field(description="Rows of the CPS table.")
+    num_aligned: Count = Field(description="Samples served.")
+    num_exact: Count = Field(description="Matched by equal paths.")
+    num_by_suffix: Count = Field(description="Matched by the ends of their paths.")
+    dropped: tuple[Dropped, ...] = Field(default=(), description="What was left out, one entry for each reason and side.")
+    leaks: tuple[Dropped, ...] = Field(default=(), description="Paths that another split holds too: reported, never dropped.")
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(entry.count for entry in self.dropped)
+
+
+class SplitInfo(Body, frozen=True):
+    """One split as the service holds it."""
+
+    split: str
+    num_samples: Count
+    embedding_dim: Count
+    dtype: str
+    fingerprint: str = Field(description="Content hash of rows, labels and paths.")
+    cps: CpsStats
+    source: str = Field(description="Where the embeddings come from.")
+    num_embeddings: Count = Field(description="Rows of the source.")
+    num_cps: Count = Field(description="Rows of the CPS table.")
+    num_dropped: Count = Field(description="Rows that alignment left out.")
+    dropped: dict[str, Count] = Field(default_factory=dict, description="The same by reason.")
+
+
+class SplitList(Body, frozen=True):
+    """Body of GET /v1/splits."""
+
+    fingerprint: str = Field(description="Of the whole dataset: a hash of those of its splits.")
+    splits: tuple[SplitInfo, ...]
+
+
+# Samples
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class Sample(Body, frozen=True):
+    """One sample in JSON; what was not asked for is None, and left out of the JSON."""
+
+    index: Count | None = Field(default=None, exclude_if=_is_none, description="Position in the split.")
+    file_path: str | None = Field(default=None, exclude_if=_is_none)
+    cps: float | None = Field(default=None, exclude_if=_is_none, description="Characters per second.")
+    embedding: tuple[float, ...] | None = Field(default=None, exclude_if=_is_none, description="D numbers.")
+
+
+class Rows(Body, frozen=True):
+    """Body of GET /v1/splits/{split}/rows: samples by index from `offset` on."""
+
+    split: str
+    fingerprint: str
+    offset: Count
+    total: Count = Field(description="How many samples the split has.")
+    rows: tuple[Sample, ...]
+
+
+class JsonBatch(Body, frozen=True):
+    """One batch in JSON."""
+
+    step: Count = Field(description="Step of the epoch, counted from the query's start; 0 in the reply to take.")
+    samples: tuple[Sample, ...]
+
+
+class JsonBatches(Body, frozen=True):
+    """Body of GET /v1/splits/{split}/batches and of take as application/json: for people and small replies."""
+
+    split: str
+    fingerprint: str
+    num_rows: Count = Field(description="Samples in all batches together.")
+    batches: tuple[JsonBatch, ...]
+
+
+class RankSamples(Body, frozen=True):
+    """What one rank gets at one step: index, file_path and cps of each sample."""
+
+    rank: Count
+    samples: tuple[Sample, ...]
+
+
+class PlanStep(Body, frozen=True):
+    """Body of GET /v1/splits/{split}/plan: the audit of one step."""
+
+    split: str
+    fingerprint: str
+    step: Count
+    num_steps: Count = Field(description="Steps of the epoch from its start on.")
+    next_start: Count = Field(description="The `start` at which an epoch goes on after this step.")
+    ranks: tuple[RankSamples, ...]
+
+
+# Health
+
+
+class Index(Body, frozen=True):
+    """Body of GET /: where everything is."""
+
+    service: str
+    splits: str
+    documentation: str
+    openapi: str
+    ready: str
+    metrics: str
+
+
+class Alive(Body, frozen=True):
+    """Body of GET /livez."""
+
+    status: str
+
+
+class Ready(Body, frozen=True):
+    """Body of GET /readyz."""
+
+    status: str
+    fingerprint: str = Field(description="Of the whole dataset.")
+    stale_reason: str | None = Field(default=None, description="Why the data may be older than its source; null where it is not.")
+    splits: tuple[str, ...]
+
+
+# Errors
+
+
+class Problem(BaseModel, frozen=True):
+    """RFC 9457 problem details. Further members may stand beside these."""
+
+    model_config = ConfigDict(extra="allow", defer_build=True)
+
+    type: str = Field(description="Where the code is explained, relative to the service.")
+    title: str = Field(description="The kind of error, in a few words; constant for the code.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What was wrong with this request, and the remedy. For people: do not parse.")
+    instance: str = Field(description="The path asked for.")
+    code: str = Field(description="For programs: choose by this.")
+    request_id: str = Field(description="The X-Request-ID, under which the service's log has the request.")
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The further members, such as the expected and actual fingerprints."""
+        return self.model_extra or {}
+
+
+class Explanation(Body, frozen=True):
+    """Body of GET /problems/{code}: what a code means."""
+
+    type: str
+    code: str
+    status: int
+    title: str
+    meaning: str

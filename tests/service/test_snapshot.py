@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from data import cps_of, make_rows, write_cps, write_npy
 
 from cpstream_service.align.align import AlignedSplit, align
+from cpstream_service.snapshot.locks import remove_outdated, writing
 from cpstream_service.snapshot.store import (
     CPS,
     EMBEDDINGS,
@@ -17,9 +19,7 @@ from cpstream_service.snapshot.store import (
     MANIFEST,
     SnapshotInvalid,
     open_snapshot,
-    remove_outdated,
     write_snapshot,
-    writing,
 )
 from cpstream_service.sources.cps_table import read_cps_table
 from cpstream_service.sources.npy import read_npy
@@ -56,7 +56,7 @@ def test_what_is_written_is_what_opens(tmp_path: Path, splits: list[AlignedSplit
         for array in (split.embeddings, split.cps):
             assert isinstance(array, np.memmap)
             assert not array.flags.writeable
-    assert sorted(entry.name for entry in path.parent.iterdir()) == [".lock-key", "key"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["key"]
 
 
 def test_the_fingerprint_is_of_the_content(tmp_path: Path, splits: list[AlignedSplit]) -> None:
@@ -177,3 +177,57 @@ def test_leftovers_of_killed_writers_are_removed_but_not_of_live_ones(tmp_path: 
         assert sorted(path.name for path in folder.glob(".writing-*")) == [".writing-live-0002"]
     with writing(folder, "live"):
         assert list(folder.glob(".writing-*")) == []
+
+
+def test_locks_are_taken_away_and_never_through_a_link(tmp_path: Path, splits: list[AlignedSplit]) -> None:
+    folder = tmp_path / "snapshots"
+    write(folder, splits)
+    assert [path.name for path in folder.iterdir()] == ["key"]
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (folder / ".lock-other").symlink_to(target)
+    with pytest.raises(OSError, match="symbolic links"):
+        write(folder, splits, "other")
+    assert target.read_text() == "precious"
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, splits: list[AlignedSplit]) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        with pytest.raises(OSError, match="No space left on device"):
+            write(tmp_path, splits)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_no_damage_is_more_than_invalid(tmp_path: Path, splits: list[AlignedSplit]) -> None:
+    """Bytes flipped, cut off, repeated or added anywhere: it opens as it was, or is to be rebuilt."""
+    path = write(tmp_path / "snapshots", splits)
+    fingerprint = open_snapshot(path).fingerprint
+    files = {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+    rng = np.random.default_rng(0)
+    found = 0
+    for _ in range(400):
+        file = list(files)[rng.integers(len(files))]
+        content = bytearray(files[file])
+        at = int(rng.integers(len(content) // 4 if rng.random() < 0.5 else len(content)))  # half of them near the beginning
+        match rng.integers(4):
+            case 0:
+                content[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                del content[at:]
+            case 2:
+                content[at:at] = content[at : at + 100]
+            case _:
+                content[at : at + 8] = rng.bytes(8)
+        file.unlink()  # what is mapped of the old one stays as it is
+        file.write_bytes(content)
+        try:
+            assert open_snapshot(path).fingerprint == fingerprint
+        except SnapshotInvalid:
+            found += 1
+        file.write_bytes(files[file])
+    assert found > 200
+    assert open_snapshot(path).fingerprint == fingerprint

@@ -21,6 +21,7 @@ from ..settings import DataSettings
 from ..sources.read import cps_path, npy_path
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import HEX_DIGITS, dataset_fingerprint, file_hash, split_fingerprint
+from .locks import remove_outdated, writing
 from .store import (
     FORMAT,
     PLACED,
@@ -28,9 +29,7 @@ from .store import (
     SnapshotInvalid,
     open_snapshot,
     read_manifest,
-    remove_outdated,
     write_snapshot,
-    writing,
 )
 
 _SETTLED_S = 2.0

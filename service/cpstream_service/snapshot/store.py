@@ -15,7 +15,6 @@ import json
 import mmap
 import os
 import secrets
-import shutil
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +80,7 @@ class Snapshot:
 def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
     """Map a snapshot. verify: read all of it and compare the hashes, which also brings it into memory.
 
-    Raises SnapshotInvalid when it is missing, torn or altered.
+    Raises SnapshotInvalid when it is missing, torn, altered, or cannot be opened for whatever reason: then it is to be rebuilt.
     """
     try:
         lock = os.open(path / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
@@ -95,9 +94,11 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
         if fingerprint != manifest["fingerprint"]:
             raise SnapshotInvalid(f"{path.name}: its splits are not those of its manifest")
         snapshot = Snapshot(path, fingerprint, splits, manifest["created_at"])
-    except BaseException:
+    except BaseException as error:
         os.close(lock)
-        raise
+        if isinstance(error, SnapshotInvalid) or not isinstance(error, Exception):
+            raise
+        raise SnapshotInvalid(f"{path.name} cannot be opened ({error!r})") from error  # whatever a damaged file makes of its reader
     weakref.finalize(snapshot, os.close, lock)
     return snapshot
 
@@ -179,7 +180,6 @@ def write_snapshot(
         target.rename(snapshot_dir / f".writing-{key}-old-{secrets.token_hex(4)}")
     temporary.rename(target)
     _sync_folder(snapshot_dir)
-    _remove_leftovers(snapshot_dir, key)
     return target
 
 
@@ -231,52 +231,6 @@ def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
         num_dropped=report.num_dropped,
         dropped=dropped,
     )
-
-
-@contextmanager
-def writing(snapshot_dir: Path, key: str) -> Iterator[None]:
-    """Be the only process that writes <key>; waits for another one. Removes what killed writers left behind."""
-    snapshot_dir.mkdir(parents=True, exist_ok=True)
-    with (snapshot_dir / f".lock-{key}").open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        _remove_leftovers(snapshot_dir, key)
-        yield
-
-
-def remove_outdated(snapshot_dir: Path, identity: str, keep: Path) -> None:
-    """Remove other snapshots of the same settings that no process has open, and what killed writers left behind."""
-    for path in snapshot_dir.glob(PLACED):
-        try:
-            outdated = path.parent != keep and read_manifest(path.parent)["identity"] == identity
-        except SnapshotInvalid:
-            continue
-        if outdated and (lock := _try_lock(path)) is not None:
-            shutil.rmtree(path.parent, ignore_errors=True)
-            os.close(lock)
-    for path in snapshot_dir.glob(".writing-*"):
-        key = path.name.split("-")[1]
-        if (lock := _try_lock(snapshot_dir / f".lock-{key}")) is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            os.close(lock)
-
-
-def _try_lock(path: Path) -> int | None:
-    """Lock a file if nobody else has it locked."""
-    try:
-        lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        return None
-    return lock
-
-
-def _remove_leftovers(snapshot_dir: Path, key: str) -> None:
-    for path in snapshot_dir.glob(f".writing-{key}-*"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ LADDER = (
     "cpstream_service.snapshot",
     "cpstream_service.batches",
     "cpstream_service.api",
+    "cpstream_service.connections",
     "cpstream_service.app",
     "cpstream_service.serve",
     "cpstream_service.cli",

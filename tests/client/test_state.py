@@ -208,7 +208,7 @@ def test_resuming_under_other_conditions(server: Server) -> None:
 
 @pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "persistent_workers": True}], ids=str)
 def test_a_position_is_resumed_once(server: Server, options: dict[str, Any]) -> None:
-    batches = loader(dataset(server), **options)
+    batches = loader(dataset(server), advance=False, **options)
     _, state = stopped_after(batches, 6)
     batches.load_state_dict(state)  # into the loader that runs already, its workers alive
     assert indices(batches) == expected(0)[6:]

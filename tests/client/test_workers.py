@@ -47,6 +47,7 @@ def test_workers_change_nothing(server: Server, make: Any, context: str | None, 
         )
     else:
         batches = make(train)
+    train.set_epoch(0)
     # Without set_epoch the second time, which gives the same epoch; and persistent workers hear of the third.
     for epoch in (0, 0, 5):
         if epoch:

@@ -19,6 +19,8 @@ class _Shared(ctypes.Structure):
         ("epoch", ctypes.c_int64),
         ("start", ctypes.c_int64),
         ("read_by_workers", ctypes.c_bool),
+        ("announced", ctypes.c_bool),
+        ("passes", ctypes.c_int64),
         ("fingerprint", ctypes.c_char * 256),
     )
 
@@ -31,17 +33,25 @@ class Position:
     inherited a position and moves it gets one of its own, so that the ranks of one machine do not move each other's.
     """
 
-    def __init__(self, epoch: int = 0, start: int = 0, fingerprint: str = "") -> None:
-        self._shared = RawValue(_Shared, epoch, start, False, fingerprint.encode())
+    def __init__(self, epoch: int = 0, start: int = 0, fingerprint: str = "", announced: bool = False) -> None:
+        self._shared = RawValue(_Shared, epoch, start, False, announced, 0, fingerprint.encode())
         self._owner = os.getpid()
 
     def set(self, epoch: int, start: int) -> None:
         """For the process of the loop; a worker only reads."""
+        self._own()
+        self._shared.epoch, self._shared.start, self._shared.read_by_workers, self._shared.passes = epoch, start, False, 0
+
+    def announce(self) -> None:
+        """The caller chooses the epochs, from now on: none is to be guessed."""
+        self._own()
+        self._shared.announced = True
+
+    def _own(self) -> None:
         # Memory that workers have read since the last `set` is that of this process's own workers: it must go on.
         if self._owner != os.getpid() and not self.read_by_workers:
-            self.__init__(epoch, start, self.fingerprint)  # type: ignore[misc]
+            self.__init__(self.epoch, self.start, self.fingerprint, self.announced)  # type: ignore[misc]
         self._owner = os.getpid()
-        self._shared.epoch, self._shared.start, self._shared.read_by_workers = epoch, start, False
 
     @property
     def epoch(self) -> int:
@@ -58,6 +68,19 @@ class Position:
 
     def mark_read_by_worker(self) -> None:
         self._shared.read_by_workers = True
+
+    @property
+    def announced(self) -> bool:
+        """Whether set_epoch has ever been called."""
+        return bool(self._shared.announced)
+
+    @property
+    def passes(self) -> int:
+        """How often workers have read the whole epoch since `set`."""
+        return int(self._shared.passes)
+
+    def count_pass(self) -> None:
+        self._shared.passes += 1
 
     @property
     def fingerprint(self) -> str:
@@ -87,7 +110,7 @@ class Position:
     def __getstate__(self) -> dict[str, Any]:
         if get_spawning_popen() is not None:  # on its way to a child process, which shall share the memory
             return {"_shared": self._shared, "_owner": self._owner}
-        return {"epoch": self.epoch, "start": self.start, "fingerprint": self.fingerprint}
+        return {"epoch": self.epoch, "start": self.start, "fingerprint": self.fingerprint, "announced": self.announced}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_shared" in state:
@@ -101,12 +124,13 @@ class Run:
     """One iteration over (the rest of) an epoch.
 
     delivered: batches that the training loop has received; in a worker, that the worker has made. counted_by_loader: whether the
-    loop itself counts them, although workers make them.
+    loop itself counts them, although workers make them. advances: whether the next epoch follows when this one is complete.
     """
 
     plan: Plan
     delivered: int = 0
     counted_by_loader: bool = False
+    advances: bool = False
 
     @property
     def finished(self) -> bool:

@@ -21,6 +21,7 @@ from ..epochs.position import Identity, Position, Run, check_equal
 from ..errors import CpstreamError, StateMismatch
 from ..stream.reader import Batch
 from .device import allocate_pinned, open_cache
+from .guard import caller, refuse_accelerate, refuse_collation, refuse_sharding, warn_of_repetition
 
 PREFETCH_BYTES = 64 * 1024**2
 
@@ -28,8 +29,11 @@ PREFETCH_BYTES = 64 * 1024**2
 class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     """Batches of a split, in the order that DistributedSampler and DataLoader would give them, ready for the model.
 
-    Use it as `DataLoader(dataset, batch_size=None)`, or by `loader(dataset, ...)`, and call `set_epoch` before each epoch. An item
-    is a tuple of what `columns` names: embedding (B, D) float32 or float16, cps (B,) float32, index (B,) int64, file_path
+    Use it by `loader(dataset, ...)`, a DataLoader that frameworks leave as it is, that counts what the loop received and goes on to
+    the next epoch by itself. A plain `DataLoader(dataset, batch_size=None)` does, too, with `set_epoch` before each epoch; without
+    batch_size=None it would stack ready batches along a new axis, and is refused.
+
+    An item is a tuple of what `columns` names: embedding (B, D) float32 or float16, cps (B,) float32, index (B,) int64, file_path
     list of B strings. The tensors are writable and stay valid for as long as they are referred to.
 
     source: URL of the service, list of URLs of its replicas, or a Client.
@@ -95,6 +99,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         self._run: Run | None = None
         self._prepared: Run | None = None
         self._worker_resume: Mapping[str, Any] | None = None
+        self._warned = False
 
     @property
     def info(self) -> SplitInfo:
@@ -107,19 +112,29 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration is of: what set_epoch or load_state_dict set."""
-        return self._position.epoch
+        """The epoch that the next iteration is of: what set_epoch or load_state_dict set, or where a Loader has come to."""
+        return self._next()[0]
+
+    def _next(self) -> tuple[int, int]:
+        """Epoch and start of the next iteration. A position is iterated from once; the next one begins at an epoch's beginning."""
+        run = self._run
+        if run is not None and run.advances and run.finished and not self._position.announced:
+            return run.resume_at()
+        return self._position.epoch, 0 if self._begun() else self._position.start
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch of the next iteration, as DistributedSampler.set_epoch.
 
-        It begins at the epoch's beginning; but a position that load_state_dict set in this very epoch stays.
+        It begins at the epoch's beginning; but a position that load_state_dict set in this very epoch stays. Where a framework
+        calls it, see guard.py.
         """
         if operator.index(epoch) < 0:
             raise ValueError(f"epoch is {epoch}; it must be 0 or more")
+        refuse_sharding(self, caller())
         if epoch != self.epoch or self._begun():
             self._position.set(epoch, 0)
             self._run = None
+        self._position.announce()
 
     def __len__(self) -> int:
         """Steps of every rank in a whole epoch, those before a resumed position included."""
@@ -130,9 +145,10 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         """Steps from where the loop is to the end of the epoch; before it begins or after it ended, those of the next iteration."""
         if self._run is not None and not self._run.finished:
             return self._run.plan.num_steps - self._run.delivered
-        return self._plan(self.epoch, 0 if self._begun() else self._position.start).num_steps
+        return self._plan(*self._next()).num_steps
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        self._check_caller(caller())
         worker = get_worker_info()
         if worker is not None:
             return self._iterate_in_worker(worker.id, worker.num_workers)
@@ -140,20 +156,32 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
 
     def _iterate(self) -> Iterator[tuple[Any, ...]]:
         """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
-        prepared, self._prepared = self._prepared, None
-        run = prepared if prepared is not None and prepared is self._run else self.begin_run()  # not one set aside by set_epoch
+        run, self._prepared = self._prepared, None
+        if run is None or run is not self._run:  # not one set aside by set_epoch
+            self._warn_of_repetition()
+            run = self.begin_run()
         yield from self._deliver(self._query_of(run.plan), run)
 
-    def begin_run(self, counted_by_loader: bool = False) -> Run:
-        """Begin an iteration: from the position that was set, but if that has been iterated from, from the epoch's beginning."""
-        self._position.set(self.epoch, 0 if self._begun() else self._position.start)
-        self._run = Run(self._plan(self.epoch, self._position.start), counted_by_loader=counted_by_loader)
+    def begin_run(self, *, counted_by_loader: bool = False, advances: bool = False) -> Run:
+        """Begin an iteration: from the position that was set, but if that has been iterated from, from an epoch's beginning."""
+        self._position.set(*self._next())
+        plan = self._plan(self._position.epoch, self._position.start)
+        self._run = Run(plan, counted_by_loader=counted_by_loader, advances=advances)
         return self._run
 
-    def prepare_run(self) -> Run:
-        """Begin an iteration that the next iterator of this process makes and a Loader counts."""
-        self._prepared = self.begin_run(counted_by_loader=True)
+    def prepare_run(self, **options: bool) -> Run:
+        """Begin an iteration that the next iterator of this process makes, and that a Loader speaks for."""
+        self._prepared = self.begin_run(**options)
         return self._prepared
+
+    def _warn_of_repetition(self) -> None:
+        """Once, where a whole shuffled epoch is about to be repeated and nobody has ever chosen an epoch."""
+        run = self._run
+        if run is None or self._warned or self._position.announced or not self.shuffle or not (run.finished and run.delivered):
+            return
+        if replace(run.plan, start=0) == self._plan(*self._next()):
+            self._warned = True
+            warn_of_repetition(self)
 
     def _begun(self) -> bool:
         """Whether batches have been delivered from the position since it was set."""
@@ -176,7 +204,14 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         if first >= run.plan.num_steps:
             return iter(())
         query = replace(self._query_of(run.plan), start=run.plan.start_after(first), num_workers=num_workers)
-        return self._deliver(query, run, worker)
+        batches = self._deliver(query, run, worker)
+        return batches if worker else self._count_the_pass(batches)
+
+    def _count_the_pass(self, batches: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        if self.shuffle and self._position.passes == 1 and not self._position.announced:
+            warn_of_repetition(self)  # here, because torch lets a persistent worker die of an error in iter()
+        yield from batches
+        self._position.count_pass()
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[tuple[Any, ...]]:
         if self._epochs is None:
@@ -227,6 +262,14 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         return 0, 1
+
+    def _check_caller(self, who: object) -> None:
+        refuse_collation(self, who)
+        refuse_sharding(self, who)
+        run = self._run
+        if self._prepared is not None or (run is not None and run.counted_by_loader and not run.delivered):
+            return  # a Loader is about to iterate, whatever Accelerate has under way
+        refuse_accelerate(self, self._rank_and_world_size()[1], announced=self._position.announced, start=self._next()[1])
 
     # Checkpoints
 
@@ -308,8 +351,9 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_inherited_ranks": self._inherited_ranks}
         if get_spawning_popen() is None:
-            start = 0 if self._begun() else self._position.start
-            return {**state, "_position": Position(self.epoch, start, self._position.fingerprint)}
+            position = Position(*self._next(), self._position.fingerprint, self._position.announced)
+            return {**state, "_position": position}
+        self._check_caller(None)  # workers that are spawned do not see who iterates
         # A spawned DataLoader worker has no torch.distributed to ask; a rank's process that was spawned has, and asks that.
         return {**state, "_inherited_ranks": _distributed_ranks() or self._inherited_ranks}
 

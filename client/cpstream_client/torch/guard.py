@@ -1,0 +1,76 @@
+"""Who iterates over a StreamingEmbeddingsDataset, and what would silently lose, repeat or reshape its batches.
+
+The dataset delivers this rank's share, in ready batches. A framework that takes every n-th batch of it, skips some that are
+skipped already, or stacks ready batches along a new axis gets an error with the remedy. What cannot be seen is let pass.
+"""
+
+import sys
+import warnings
+from typing import Any
+
+from torch.utils.data import default_collate
+
+from ..errors import CpstreamError
+
+REMEDY = "make it by cpstream_client.torch.loader(dataset), which every framework leaves alone"
+
+
+def caller() -> object:
+    """The object whose method called the method that calls this, or None."""
+    return sys._getframe(2).f_locals.get("self")
+
+
+def refuse_collation(dataset: object, who: object) -> None:
+    """torch's fetcher would collate: DataLoader(dataset) without batch_size=None adds an axis to batches that are ready."""
+    # The attributes are those of _BaseDatasetFetcher, which every torch since 1.2 has and torchdata's loaders use.
+    fetches = getattr(who, "dataset", None) is dataset
+    if fetches and getattr(who, "auto_collation", False) and getattr(who, "collate_fn", None) is default_collate:
+        raise CpstreamError(
+            "a DataLoader with a batch_size would stack batches that are ready, along a new axis; "
+            "use cpstream_client.torch.loader(dataset), or DataLoader(dataset, batch_size=None)"
+        )
+
+
+def refuse_sharding(dataset: object, who: object) -> None:
+    """An IterableDatasetShard, of Accelerate or transformers, would keep every num_processes-th batch of a rank's share."""
+    if getattr(who, "dataset", None) is dataset and getattr(who, "num_processes", 1) > 1:
+        raise CpstreamError(
+            f"{type(who).__name__} would take a share of this rank's share, and samples would be lost: do not prepare() a plain "
+            f"DataLoader, {REMEDY}"
+        )
+
+
+def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, start: int) -> None:
+    """What an Accelerate loader that is iterating over the dataset would lose or repeat."""
+    accelerate: Any = sys.modules.get("accelerate")
+    if accelerate is None:
+        return
+    active = accelerate.state.GradientState().active_dataloader
+    if active is None or getattr(active, "dataset", None) is not dataset:
+        return
+    if world_size > 1 and isinstance(active, accelerate.data_loader.DataLoaderDispatcher):
+        raise CpstreamError(
+            f"Accelerate would dispatch the batches of rank 0 alone, and lose those of the other {world_size - 1} ranks: do not "
+            f"prepare() a plain DataLoader, {REMEDY}"
+        )
+    if not getattr(active, "skip_batches", 0):
+        return
+    if start:
+        raise CpstreamError(
+            f"load_state_dict has gone on to sample {start}, and skip_first_batches would skip {active.skip_batches} batches more: "
+            "do one of the two (Hugging Face Trainer: TrainingArguments(ignore_data_skip=True))"
+        )
+    if not announced:
+        raise CpstreamError(
+            f"skip_first_batches would skip {active.skip_batches} batches of an epoch that nobody chose: call set_epoch(epoch) "
+            "before, or load_state_dict(state) instead (Hugging Face Trainer: TrainingArguments(ignore_data_skip=True), and "
+            "load the loader's state)"
+        )
+
+
+def warn_of_repetition(dataset: object) -> None:
+    warnings.warn(
+        f"{dataset!r} begins the same shuffled epoch again, in the same order: call set_epoch(epoch) before each, or use "
+        "cpstream_client.torch.loader(dataset), which goes on to the next by itself",
+        stacklevel=2,
+    )

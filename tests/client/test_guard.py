@@ -1,0 +1,85 @@
+"""What would silently lose, repeat or reshape the batches of a StreamingEmbeddingsDataset is refused with the remedy."""
+
+from typing import Any
+
+import pytest
+from accelerate.data_loader import IterableDatasetShard, skip_first_batches
+from conftest import Server
+from oracle import FORKING
+from test_state import dataset, expected, indices, stopped_after
+from torch.utils.data import DataLoader, default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from cpstream_client import CpstreamError
+from cpstream_client.torch import loader
+
+pytestmark = [
+    *FORKING,
+    # torchdata 0.11 calls torch.set_vital, which torch 2.13 deprecates.
+    pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+]
+
+
+# The axis that a DataLoader adds
+
+
+@pytest.mark.parametrize("make", [DataLoader, StatefulDataLoader])
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 2}, {"collate_fn": default_collate}], ids=str)
+def test_batches_are_not_collated_again(server: Server, make: Any, options: dict[str, Any]) -> None:
+    with pytest.raises(CpstreamError, match=r"stack batches that are ready, along a new axis; use cpstream_client\.torch\.loader"):
+        next(iter(make(dataset(server), **options)))
+
+
+def test_who_brings_a_collate_function_knows(server: Server) -> None:
+    assert indices(DataLoader(dataset(server), collate_fn=lambda batches: batches[0])) == expected(0)
+    assert indices(DataLoader(dataset(server), batch_size=None, collate_fn=lambda batch: batch)) == expected(0)
+
+
+# Shares of a share
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_share_is_not_shared_again(server: Server, num_workers: int) -> None:
+    sharded = IterableDatasetShard(dataset(server), num_processes=2, process_index=1)
+    with pytest.raises(
+        CpstreamError, match=r"IterableDatasetShard would take a share .* cpstream_client\.torch\.loader\(dataset\)"
+    ):
+        next(iter(DataLoader(sharded, batch_size=1, collate_fn=lambda batches: batches[0], num_workers=num_workers)))
+    with pytest.raises(CpstreamError, match="IterableDatasetShard would take a share"):
+        sharded.set_epoch(1)  # as Accelerate does before it iterates
+    alone = IterableDatasetShard(dataset(server), num_processes=1)
+    assert indices(alone) == expected(0)
+
+
+# Skipping, as Accelerate's users and Hugging Face Trainer do when they resume
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    "make", [loader, lambda train, **options: DataLoader(train, batch_size=None, **options)], ids=["loader", "plain"]
+)
+def test_batches_of_an_epoch_that_was_chosen_can_be_skipped(server: Server, make: Any, num_workers: int) -> None:
+    batches = make(dataset(server), num_workers=num_workers)
+    batches.dataset.set_epoch(3)
+    assert indices(skip_first_batches(batches, 10)) == expected(3)[10:]
+    batches.dataset.set_epoch(4)
+    assert indices(batches) == expected(4)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 2}, {"num_workers": 2, "multiprocessing_context": "forkserver"}], ids=str)
+def test_batches_of_an_epoch_that_nobody_chose_are_not_skipped(server: Server, options: dict[str, Any]) -> None:
+    skipping = skip_first_batches(loader(dataset(server), **options), 10)
+    with pytest.raises(CpstreamError, match=r"skip 10 batches of an epoch that nobody chose: call set_epoch\(epoch\) before"):
+        next(iter(skipping))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_nothing_is_skipped_twice(server: Server, num_workers: int) -> None:
+    _, state = stopped_after(loader(dataset(server)), 10)
+    resumed = loader(dataset(server), num_workers=num_workers)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(0)
+    skipping = skip_first_batches(resumed, 10)
+    with pytest.raises(CpstreamError, match=r"gone on to sample 640, and skip_first_batches would skip 10 batches more"):
+        next(iter(skipping))
+    assert indices(resumed) == expected(0)[10:]  # although the other one is still open

@@ -1,5 +1,7 @@
 """cpstream's client: `Client` for numpy and Arrow; `cpstream_client.torch` for training (needs cpstream[torch])."""
 
+from typing import TYPE_CHECKING
+
 from .client import Client
 from .contract.bodies import AlignmentReport, CpsStats, Dropped, PlanStep, RankSamples, Rows, Sample, SplitInfo
 from .contract.plan import Plan
@@ -43,4 +45,17 @@ __all__ = [
     "TransportError",
     "UnauthorizedError",
     "UnavailableError",
+    "__version__",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # for a type checker, a module with __getattr__ has every name
+
+    def __getattr__(name: str) -> str:
+        """Of the installed package; looked up when asked for, since that reads files."""
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("cpstream")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,60 @@
+"""What people may build on: names of the packages, commands, paths of the API. A change here is one for CHANGELOG.md."""
+
+from importlib import import_module
+from importlib.metadata import version
+from types import ModuleType
+
+import pytest
+
+import cpstream_client
+import cpstream_client.torch
+import cpstream_service
+import cpstream_service.dataset
+from cpstream_service.app import create_app
+from cpstream_service.cli.app import app
+from cpstream_service.settings import ServeSettings
+from cpstream_service.snapshot.store import Snapshot
+
+CLIENT = """
+    AlignmentReport Batch BatchQuery Client CorruptedError CpsStats CpstreamError DatasetChanged Dropped InvalidRequestError
+    NotFoundError Plan Retry ServiceError SplitInfo StateMismatch TransportError UnauthorizedError UnavailableError __version__
+"""
+TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset loader"
+DATASET = "BaseDataset RegressionEmbeddingsDataset"
+COMMANDS = "check info ingest plan serve"
+PATHS = """
+    /livez /metrics /problems/{code} /readyz
+    /v1/splits /v1/splits/{split} /v1/splits/{split}/alignment /v1/splits/{split}/batches /v1/splits/{split}/cps.npy
+    /v1/splits/{split}/embeddings.npy /v1/splits/{split}/file_paths.json /v1/splits/{split}/plan /v1/splits/{split}/rows
+    /v1/splits/{split}/take
+"""
+
+
+@pytest.mark.parametrize(("module", "names"), [(cpstream_client, CLIENT), (cpstream_client.torch, TORCH)])
+def test_names_of_the_client(module: ModuleType, names: str) -> None:
+    assert module.__all__ == sorted(names.split())
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_names_of_the_local_twin() -> None:
+    own = {
+        name
+        for name, value in vars(cpstream_service.dataset).items()
+        if getattr(value, "__module__", "") == "cpstream_service.dataset"
+    }
+    assert own == set(DATASET.split())
+
+
+def test_commands() -> None:
+    assert {name for name in app if not name.startswith("-")} == set(COMMANDS.split())
+
+
+def test_paths_of_the_api(snapshot: Snapshot) -> None:
+    assert set(create_app(snapshot, ServeSettings()).openapi()["paths"]) == set(PATHS.split())
+
+
+@pytest.mark.parametrize("package", ["cpstream_client", "cpstream_service"])
+def test_packages_know_their_version(package: str) -> None:
+    assert import_module(package).__version__ == version("cpstream")
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        import_module(package).nothing  # noqa: B018

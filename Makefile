@@ -5,9 +5,13 @@ BIN := $(VENV)/bin
 DATA ?= examples/speech/data
 PORT ?= 8000
 IMAGE ?= cpstream
+JOBS ?= 2
 # --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
 BENCH_PIP := $(PIP:$(VENV)/%=$(VENV)/bench/%)
+
+# Keep bytecode whatever the environment says, or each of the many processes that tests start compiles torch anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 # The first one that runs, is new enough and can make virtual environments; a version manager's shim may do neither.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
@@ -18,13 +22,13 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) ARGS="more options of the command" PYTHON=python3'
+	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) JOBS=$(JOBS) ARGS="more options of the command" PYTHON=python3'
 
 serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
 	@exec $(BIN)/cpstream serve --source-path $(DATA) --port $(PORT) $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests, with coverage (ARGS)
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+test: $(VENV)/.dev ## Run all tests, with coverage (ARGS, JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -41,6 +41,7 @@ LADDER = (
     "cpstream_service.api",
     "cpstream_service.connections",
     "cpstream_service.app",
+    "cpstream_service.connections",
     "cpstream_service.serve",
     "cpstream_service.cli",
     "cpstream_service.__main__",

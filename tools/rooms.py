@@ -47,19 +47,20 @@ LADDER = (
     "cpstream_service.__main__",
 )
 
-# What samples pass on their way from a source to a training loop, as pairs of one file and the next.
+# What samples pass on their way from a source to a training loop: the file, what it makes of them, and where it takes them from.
 WAY = (
-    ("cpstream_service.sources.read", "cpstream_service.align.align"),
-    ("cpstream_service.sources.cps_table", "cpstream_service.align.align"),
-    ("cpstream_service.align.align", "cpstream_service.snapshot.store"),
-    ("cpstream_service.snapshot.store", "cpstream_service.batches.gather"),
-    ("cpstream_client.contract.plan", "cpstream_service.batches.gather"),
-    ("cpstream_service.batches.gather", "cpstream_service.api.routes.batches"),
-    ("cpstream_service.api.routes.batches", "cpstream_client.transport.connection"),
-    ("cpstream_client.transport.connection", "cpstream_client.stream.messages"),
-    ("cpstream_client.stream.messages", "cpstream_client.stream.reader"),
-    ("cpstream_client.stream.reader", "cpstream_client.epochs.epochs"),
-    ("cpstream_client.epochs.epochs", "cpstream_client.torch.streaming"),
+    ("cpstream_service.sources.read", "rows of embeddings", ()),
+    ("cpstream_service.sources.cps_table", "rows of rates", ()),
+    ("cpstream_service.align.align", "each embedding with its rate, or a reason why not", ("sources.read", "sources.cps_table")),
+    ("cpstream_service.snapshot.store", "arrays on disk, mapped by every worker", ("align.align",)),
+    ("cpstream_client.contract.plan", "which samples, in which order", ()),
+    ("cpstream_service.batches.gather", "record batches of an Arrow stream", ("snapshot.store", "contract.plan")),
+    ("cpstream_service.api.routes.batches", "an HTTP reply", ("batches.gather",)),
+    ("cpstream_client.transport.connection", "bytes, asked for again after any fault", ("api.routes.batches",)),
+    ("cpstream_client.stream.messages", "messages, their checksums verified", ("transport.connection",)),
+    ("cpstream_client.stream.reader", "batches, numpy or Arrow, without a copy", ("stream.messages",)),
+    ("cpstream_client.epochs.epochs", "an epoch, fetched ahead or from a cache", ("stream.reader",)),
+    ("cpstream_client.torch.streaming", "tensors", ("epochs.epochs",)),
 )
 
 
@@ -168,14 +169,14 @@ def rooms_picture() -> str:
 
 
 def way_picture() -> str:
-    """The way of the data as Mermaid: each file with the first sentence of its docstring."""
-    files = modules()
+    """The way of the data as Mermaid. Raises KeyError where a file has moved."""
+    files = {module.partition(".")[2]: path.relative_to(ROOT) for module, path in modules().items()}
     lines = ["flowchart TB"]
-    for name in dict.fromkeys(name for step in WAY for name in step):
-        sentence = (ast.get_docstring(ast.parse(files[name].read_text())) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
-        path = files[name].relative_to(ROOT)
-        lines.append(f'    {_node(name)}["{path.parts[0]}: {"/".join(path.parts[2:])}<br>{sentence.replace(chr(34), "&quot;")}"]')
-    lines += [f"    {_node(one)} --> {_node(other)}" for one, other in WAY]
+    for module, made, _ in WAY:
+        path = files[module.partition(".")[2]]
+        lines.append(f'    {_node(module)}["{path.parts[0]}: {"/".join(path.parts[2:])}<br>{made}"]')
+    nodes = {module.partition(".")[2]: _node(module) for module, _, _ in WAY}
+    lines += [f"    {nodes[other]} --> {_node(module)}" for module, _, sources in WAY for other in sources]
     return "\n".join(lines)
 
 

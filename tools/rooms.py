@@ -41,7 +41,6 @@ LADDER = (
     "cpstream_service.api",
     "cpstream_service.connections",
     "cpstream_service.app",
-    "cpstream_service.connections",
     "cpstream_service.serve",
     "cpstream_service.cli",
     "cpstream_service.__main__",

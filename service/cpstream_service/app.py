@@ -7,44 +7,28 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from .api import problems
+from .api.access import Access
+from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
 from .api.files import Downloads
-from .api.middleware import Digests, Gate, InternalErrors, Shortcuts
 from .api.observability import Metrics, Observability
+from .api.problems import Problems, install
 from .api.routes import batches, downloads, health, splits
 from .api.state import Service
 from .batches.server import BatchServer
 from .settings import ServeSettings
 from .snapshot.store import Snapshot
 
-DESCRIPTION = """\
-Speech embeddings aligned with their speech rate (CPS, characters per second), streamed to remote trainers.
-
-* A **sample** is one utterance: an `embedding` of D numbers, its `cps`, and the `file_path` of its recording.
-* A **split** (`train`, `dev`, `test`, ...) is a named, ordered list of samples; a sample's position in it is its `index`.
-* A **fingerprint** is a hash of a split's whole content. Pin it with the `fingerprint` parameter, and a reply is of that
-  data or a `409`.
-* An **epoch** is fixed by `shuffle`, `seed` and `epoch`, and equals what torch's `DistributedSampler` gives. Every batch is a pure
-  function of its URL and the fingerprint: any replica gives the same bytes, and a `start` resumes anywhere.
-
-Batches travel as an [Arrow IPC stream](https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format), one record batch
-each; a few of them also as JSON (`Accept: application/json`). Every error is a problem (RFC 9457, `application/problem+json`) with
-a stable `code` and a `detail` that says what was wrong with which value and what to do. Every reply carries an `X-Request-ID`,
-which the service's log has too; send your own to find it there.
-"""
-
 
 def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str | None = None) -> FastAPI:
     """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None."""
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
-    shortcuts = Shortcuts()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batch_server, files = BatchServer(snapshot, settings), Downloads(snapshot)
-        app.state.service = Service(snapshot, settings, batch_server, files, metrics, drain, shortcuts, stale_reason)
+        app.state.service = Service(snapshot, settings, batch_server, files, metrics, drain, stale_reason)
         for split in snapshot.splits.values():
             metrics.split_samples.labels(split.name, split.fingerprint).set(split.info.num_samples)
         with drain.on_signals():
@@ -58,24 +42,21 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         summary="Speech embeddings and speech rates for remote PyTorch trainers.",
         description=DESCRIPTION,
         lifespan=lifespan,
+        # api/routes/health.py has both, with links that hold behind a proxy that takes a prefix off the path
+        openapi_url=None,
+        docs_url=None,
         redoc_url=None,
+        servers=[{"url": "."}],
         redirect_slashes=False,
-        openapi_tags=[
-            {"name": "splits", "description": "What is served: metadata, alignment, single rows."},
-            {"name": "batches", "description": "Samples for training, in bulk."},
-            {"name": "downloads", "description": "A whole split as files."},
-            {"name": "health", "description": "For orchestrators and monitoring; never needs a token."},
-        ],
-        middleware=[  # outermost first
-            Middleware(Observability, metrics=metrics),
-            Middleware(Digests),
-            Middleware(InternalErrors),
-            Middleware(drain.middleware),
-            Middleware(Gate, token=settings.token, is_draining=lambda: drain.draining),
-            Middleware(shortcuts.middleware),
+        openapi_tags=TAGS,
+        # Not by include_router, whose routers match every request twice.
+        routes=[route for resources in (batches, splits, downloads, health) for route in resources.router.routes],
+        middleware=[  # outermost first; what each is for:
+            Middleware(Observability, metrics=metrics),  # every reply, of whatever layer, has an id, a line in the log and a count
+            Middleware(Problems),  # whatever goes wrong within leaves as a problem
+            Middleware(Access, token=settings.token, drain=drain),  # what is refused costs no routing, and the drain sees who is in
         ],
     )
-    problems.install(app)
-    for resources in (health, splits, downloads, batches):
-        app.include_router(resources.router)
+    install(app)
+    complete(app, has_token=settings.token is not None)
     return app

@@ -9,9 +9,10 @@ Each message names the file, the row or key, and the remedy.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from cpstream_client.contract.bodies import AlignmentReport
+from cpstream_client.contract.wire import ErrorCode
 
 
 class DataError(Exception):
@@ -40,6 +41,8 @@ class SourceUnavailableError(DataError):
 class RequestError(Exception):
     """A request that cannot be answered. extra: further members of the problem; headers: further headers of the reply."""
 
+    code: ClassVar[ErrorCode]
+
     def __init__(self, detail: str, *, extra: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(detail)
         self.detail, self.extra, self.headers = detail, dict(extra or {}), dict(headers or {})
@@ -48,6 +51,8 @@ class RequestError(Exception):
 class UnknownSplit(RequestError):
     """The split in the path is not served."""
 
+    code = ErrorCode.UNKNOWN_SPLIT
+
     def __init__(self, split: str, served: Sequence[str]) -> None:
         super().__init__(f"split {shown(split)} is not served; splits: {', '.join(served)}")
 
@@ -55,21 +60,37 @@ class UnknownSplit(RequestError):
 class NotFound(RequestError):
     """Nothing is served under this path."""
 
+    code = ErrorCode.NOT_FOUND
+
+
+class MethodNotAllowed(RequestError):
+    """The path exists, but not for this method."""
+
+    code = ErrorCode.METHOD_NOT_ALLOWED
+
 
 class InvalidParameter(RequestError):
     """A parameter or the body is malformed or out of range."""
+
+    code = ErrorCode.INVALID_PARAMETER
 
 
 class IndexOutOfRange(RequestError):
     """A sample index, offset or step outside the split."""
 
+    code = ErrorCode.INDEX_OUT_OF_RANGE
+
 
 class RangeNotSatisfiable(RequestError):
     """The Range header asks for bytes beyond the end."""
 
+    code = ErrorCode.RANGE_NOT_SATISFIABLE
+
 
 class DatasetChanged(RequestError):
     """The fingerprint pinned by the request is not the one served."""
+
+    code = ErrorCode.DATASET_CHANGED
 
     def __init__(self, split: str, expected: str, actual: str) -> None:
         super().__init__(
@@ -82,6 +103,8 @@ class DatasetChanged(RequestError):
 class Unauthorized(RequestError):
     """No bearer token, or a wrong one."""
 
+    code = ErrorCode.UNAUTHORIZED
+
     def __init__(self, detail: str) -> None:
         super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
@@ -89,17 +112,25 @@ class Unauthorized(RequestError):
 class NotAcceptable(RequestError):
     """The Accept header excludes every representation that there is."""
 
+    code = ErrorCode.NOT_ACCEPTABLE
+
 
 class PayloadTooLarge(RequestError):
     """The request's body or its reply exceeds a limit."""
+
+    code = ErrorCode.PAYLOAD_TOO_LARGE
 
 
 class Overloaded(RequestError):
     """Too many batch streams are open."""
 
+    code = ErrorCode.OVERLOADED
+
 
 class Draining(RequestError):
     """The service is shutting down."""
+
+    code = ErrorCode.DRAINING
 
 
 def shown(value: object) -> str:

@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Server
+from conftest import Server, poll
 
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.plan import Plan
@@ -276,11 +276,12 @@ def test_health_checks_do_not_fill_the_log(http: httpx.Client, caplog: pytest.Lo
     with caplog.at_level("INFO", "cpstream.access"):
         for path in ("/livez", "/readyz", "/metrics", "/livez?typo=1", "/v1/splits"):
             http.get(path)
+        poll(lambda: len(caplog.records) >= 2)  # a line is written once the reply has left
     said = [record.getMessage().split()[1] for record in caplog.records]
     assert said == ["/livez?typo=1", "/v1/splits"]
     with caplog.at_level("DEBUG", "cpstream.access"):
         http.get("/livez")
-    assert caplog.records[-1].getMessage().startswith("GET /livez -> 200")
+        poll(lambda: caplog.records[-1].getMessage().startswith("GET /livez -> 200"))
 
 
 def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:

@@ -84,7 +84,7 @@ CASES = [
         for rest in ("", "/alignment", "/rows", "/batches", "/plan", "/embeddings.npy", "/cps.npy", "/file_paths.json")
     ),
     Case("/v1/splits/trian/take", "unknown-split", ("'trian'",), "POST", b'{"indices": []}'),
-    Case("/v1/splits/..%2f..%2fetc%2fpasswd", "not-found", ()),
+    Case("/v1/splits/..%2f..%2fetc%2fpasswd", "unknown-split", ("'../../etc/passwd'",)),
     Case("/v1/splits/%00", "unknown-split", ("\\x00",)),
     Case("/v1/splits/%ff%fe", "unknown-split", ()),
     # Parameters

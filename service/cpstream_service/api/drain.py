@@ -14,34 +14,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
 logger = logging.getLogger("cpstream.service")
 
 POLL_S = 0.05
 
 
 class Drain:
-    """Whether the service is draining, and how many requests it still answers."""
+    """Whether the service is draining, and how many requests it still answers, as Access counts them."""
 
     def __init__(self, timeout_s: float) -> None:
         self.timeout_s = timeout_s
         self.draining = False
         self.open_requests = 0
         self._task: asyncio.Task[None] | None = None
-
-    def middleware(self, app: ASGIApp) -> ASGIApp:
-        """ASGI middleware that counts requests."""
-
-        async def count(scope: Scope, receive: Receive, send: Send) -> None:
-            counts = int(scope["type"] == "http")  # and not the lifespan, which is open all the time
-            self.open_requests += counts
-            try:
-                await app(scope, receive, send)
-            finally:
-                self.open_requests -= counts
-
-        return count
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

@@ -1,17 +1,21 @@
-"""Samples in JSON: for people, audits and small replies."""
+"""Replies in JSON: for people, audits and small numbers of samples."""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from starlette.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from cpstream_client.contract.bodies import Body, Sample
+from cpstream_client.contract.bodies import Sample
 from cpstream_client.contract.plan import Indices
-from cpstream_client.contract.wire import Column, Dtype
+from cpstream_client.contract.wire import DIGEST_HEADER, JSON, LOCATION_HEADER, Column, Dtype, content_digest
 
 from ..errors import InvalidParameter, PayloadTooLarge
 from ..snapshot.store import Split
+from .negotiation import target_of
 
 
 def samples_of(split: Split, indices: Indices, columns: Sequence[Column], dtype: Dtype = "float32") -> tuple[Sample, ...]:
@@ -38,15 +42,26 @@ def check_json_rows(num_rows: int, max_rows: int, remedy: str) -> None:
         raise PayloadTooLarge(f"the reply would hold {num_rows} samples, and JSON at most {max_rows} (max_json_rows); {remedy}")
 
 
-class ReadableJson(JSONResponse):
-    """For metadata: a handful of members."""
+class ReadableJson(Response):
+    """A JSON text with its digest and, where it succeeds, the request that it answers. For metadata: a member a line."""
 
-    def render(self, content: Body) -> bytes:
-        return (json.dumps(content.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    media_type = JSON
+
+    def render(self, content: Any) -> bytes:
+        plain = content.model_dump(mode="json") if isinstance(content, BaseModel) else content
+        return (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "HEAD":  # which sends no body
+            self.headers[DIGEST_HEADER] = content_digest(bytes(self.body))
+        if self.status_code == 200:
+            self.headers[LOCATION_HEADER] = target_of(scope)
+        await super().__call__(scope, receive, send)
 
 
-class CompactJson(JSONResponse):
+class CompactJson(ReadableJson):
     """For samples: an indent would put each number of an embedding on a line of its own."""
 
-    def render(self, content: Body) -> bytes:
-        return content.model_dump_json().encode() + b"\n"
+    def render(self, content: Any) -> bytes:
+        text: str = content.model_dump_json()
+        return text.encode() + b"\n"

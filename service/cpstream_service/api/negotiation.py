@@ -1,18 +1,32 @@
-"""HTTP's own questions: which representation the client accepts (Accept), and whether it has the reply already (ETag)."""
+"""HTTP's own questions: what is asked for, in which representation (Accept), and whether the client has it already (ETag)."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from ..errors import NotAcceptable, shown
 
 
-def preferred(request: Request, offers: Sequence[str]) -> str:
+def target_of(scope: Scope) -> str:
+    """What was asked for, query included: a client sees by it that the reply answers its request as it was sent."""
+    path: str = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
+    query: str = scope.get("query_string", b"").decode("latin-1")
+    return f"{path}?{query}" if query else path
+
+
+def preferred(request: Request, offers: tuple[str, ...]) -> str:
     """The offer that the Accept header prefers; at equal weight the first. Raises NotAcceptable when it excludes them all."""
-    accept = ", ".join(request.headers.getlist("accept"))
+    return _preferred(", ".join(request.headers.getlist("accept")), offers)
+
+
+@lru_cache(maxsize=256)  # a trainer sends the same one with each request
+def _preferred(accept: str, offers: tuple[str, ...]) -> str:
     weights = {offer: _weight(accept, offer) for offer in offers} if accept.strip() else dict.fromkeys(offers, 1.0)
     best = max(offers, key=lambda offer: weights[offer])
     if weights[best] <= 0:

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract.wire import ARROW_STREAM, REQUEST_ID_HEADER
 
-from .problems import target_of
+from .negotiation import target_of
 
 access_logger = logging.getLogger("cpstream.access")
 
@@ -136,7 +136,7 @@ class Observability:
             self._record(scope, state, status, sent, time.perf_counter() - began, complete)
 
     def _record(self, scope: Scope, state: dict[str, Any], status: int, sent: int, took_s: float, complete: bool) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = getattr(scope.get("route"), "path_format", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         requests, duration_s, sent_bytes = self.metrics.of(method, route, status)
         requests.inc()

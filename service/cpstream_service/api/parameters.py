@@ -1,23 +1,36 @@
-"""Query parameters as dataclasses: FastAPI reads, validates and documents them, the routes get wire queries.
+"""Query parameters as pydantic models: FastAPI reads, validates and documents them, the routes get wire queries.
 
-What a class does not declare is refused, with the nearest name that it does: an ignored `bacth_size` would train on wrong batches.
+What a model does not declare is refused, with the nearest name that it does: an ignored `bacth_size` would train on wrong batches.
 Ranges that depend on the split (start, rank below world_size, ...) are checked by the plan itself.
 """
 
 from collections import Counter
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
-from inspect import signature
-from typing import Annotated, Any, Literal
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Self
 
-from fastapi import Depends, Query, Request
-from pydantic import BeforeValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from starlette.datastructures import QueryParams
 
 from cpstream_client.contract.plan import Remainder, Shuffle
 from cpstream_client.contract.wire import COLUMNS, DEFAULT_COLUMNS, BatchQuery, Column, Dtype
 
 from ..errors import InvalidParameter, shown
 
+MAX_NAMED = 8
+"""Mistakes of one request that its problem names."""
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
@@ -30,47 +43,28 @@ LowerCase = BeforeValidator(_lower)
 """So that Python's str(True) is understood."""
 
 _SHUFFLES: dict[str, Shuffle] = {"true": "uniform", "false": "none", "uniform": "uniform", "none": "none", "blocks": "blocks"}
+_WIRE_FIELDS = {spec.name for spec in fields(BatchQuery)}
 
 
-@dataclass(kw_only=True)
-class Parameters:
+class Parameters(BaseModel):
     """No query parameters, and the refusal of all others."""
 
-    request: Request
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    def __post_init__(self) -> None:
-        known = [spec.name for spec in fields(self) if spec.name != "request"]
-        given = Counter(name for name, _ in self.request.query_params.multi_items())
-        for name, count in given.items():
-            if name not in known:
-                raise InvalidParameter(f"parameter {shown(name)} is not known here; {_suggestion(name, known)}")
-            if count > 1:
-                values = ", ".join(shown(value) for value in self.request.query_params.getlist(name)[:3])
-                raise InvalidParameter(f"parameter {name!r} is given {count} times ({values}); give it once")
-
-
-def given(kind: type[Parameters]) -> Any:
-    """The dependency on such parameters. A coroutine: FastAPI calls classes in a thread, which takes longer than the rest."""
-
-    async def make(**values: Any) -> Parameters:
-        return kind(**values)
-
-    make.__signature__ = signature(kind)  # type: ignore[attr-defined]
-    return Depends(make)
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, values: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(values)
+        except ValidationError as error:
+            detail = explained(error.errors(include_url=False), list(cls.model_fields))
+        raise InvalidParameter(detail)
 
 
-def _suggestion(name: str, known: list[str]) -> str:
-    if not known:
-        return "this resource has no parameters"
-    nearest = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"did you mean {nearest[0]!r}?" if nearest else f"parameters: {', '.join(known)}"
-
-
-@dataclass(kw_only=True)
 class PinnedParameters(Parameters):
     fingerprint: Annotated[
         str | None,
-        Query(
+        Field(
             min_length=1,
             description="Fingerprint of the split (as `GET /v1/splits/{split}` has it) that the reply must come from. When other "
             "data is served, the reply is 409 `dataset-changed`.",
@@ -78,131 +72,158 @@ class PinnedParameters(Parameters):
     ] = None
 
 
-def parse_columns(text: str) -> tuple[Column, ...]:
-    """The columns of a comma-separated list, in the wire's order. Raises InvalidParameter."""
-    names = [name.strip() for name in text.split(",")]
-    for name in names:
+def _names(columns: str) -> list[str]:
+    return [name.strip() for name in columns.split(",")]
+
+
+def _check_columns(columns: str) -> str:
+    for name in _names(columns):
         if name not in COLUMNS:
-            raise InvalidParameter(f"columns is {shown(text)}, and {shown(name)} is no column; columns: {', '.join(COLUMNS)}")
-    return tuple(column for column in COLUMNS if column in names)
+            raise PydanticCustomError(
+                "no_column", "{name} is no column; columns: {columns}", {"name": shown(name), "columns": ", ".join(COLUMNS)}
+            )
+    return columns
 
 
-@dataclass(kw_only=True)
 class SampleParameters(PinnedParameters):
     """In which form samples are sent."""
 
     dtype: Annotated[
-        Dtype, LowerCase, Query(description="Type of the embeddings sent. `float16` halves the bytes, rounding to nearest even.")
+        Dtype, LowerCase, Field(description="Type of the embeddings sent. `float16` halves the bytes, rounding to nearest even.")
     ] = "float32"
     columns: Annotated[
         str,
-        Query(
+        AfterValidator(_check_columns),
+        Field(
             description="Columns sent, comma-separated: any of `embedding`, `cps`, `index`, `file_path`; they come in this order.",
             examples=["embedding,cps,index,file_path"],
         ),
     ] = ",".join(DEFAULT_COLUMNS)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.parsed_columns = parse_columns(self.columns)
-
     @property
-    def canonical(self) -> dict[str, str]:
-        """What shapes the reply, in one spelling: the material of an ETag."""
-        return BatchQuery(dtype=self.dtype, columns=self.parsed_columns).to_params()
+    def parsed_columns(self) -> tuple[Column, ...]:
+        """In the wire's order."""
+        names = _names(self.columns)
+        return tuple(column for column in COLUMNS if column in names)
 
 
-@dataclass(kw_only=True)
 class EpochParameters(PinnedParameters):
     """Which order an epoch has and how it is cut into batches."""
 
-    batch_size: Annotated[int, Query(ge=1, le=MAX_INT32, description="Samples in a batch of one rank.")] = 256
+    batch_size: Annotated[int, Field(ge=1, le=MAX_INT32, description="Samples in a batch of one rank.")] = 256
     shuffle: Annotated[
         Literal["false", "true", "none", "uniform", "blocks"],
         LowerCase,
-        Query(
+        AfterValidator(_SHUFFLES.__getitem__),
+        Field(
             description="Order of the epoch. `none` (or `false`): by index. `uniform` (or `true`): the permutation that torch's "
             "`DistributedSampler(seed=seed)` has after `set_epoch(epoch)`, bit for bit. `blocks`: blocks of rows permuted, and "
             "rows within windows of blocks, for splits larger than memory."
         ),
     ] = "none"
-    seed: Annotated[int, Query(ge=-(2**63), le=MAX_INT64, description="Seed of the permutation.")] = 0
+    seed: Annotated[int, Field(ge=-(2**63), le=MAX_INT64, description="Seed of the permutation.")] = 0
     epoch: Annotated[
-        int, Query(ge=0, le=MAX_INT64, description="Epoch: the permutation is that of `seed + epoch`, as in DistributedSampler.")
+        int, Field(ge=0, le=MAX_INT64, description="Epoch: the permutation is that of `seed + epoch`, as in DistributedSampler.")
     ] = 0
-    world_size: Annotated[int, Query(ge=1, le=MAX_INT32, description="Number of ranks that share the epoch.")] = 1
+    world_size: Annotated[int, Field(ge=1, le=MAX_INT32, description="Number of ranks that share the epoch.")] = 1
     remainder: Annotated[
         Remainder,
         LowerCase,
-        Query(
+        Field(
             description="What happens when `world_size` does not divide the samples. `pad`: short ranks repeat samples from the "
             "head of the order (DistributedSampler's default). `drop`: the surplus is left out (its `drop_last=True`). `exact`: "
             "each sample once, all ranks make the same number of steps, and a short rank's last batch is smaller or empty."
         ),
     ] = "pad"
     drop_last: Annotated[
-        bool, LowerCase, Query(description="Leave out the last batch of the epoch when it has fewer than `batch_size` samples.")
+        bool, LowerCase, Field(description="Leave out the last batch of the epoch when it has fewer than `batch_size` samples.")
     ] = False
     start: Annotated[
         int,
-        Query(ge=0, le=MAX_INT64, description="Samples of the epoch that all ranks together have consumed: the resume position."),
+        Field(ge=0, le=MAX_INT64, description="Samples of the epoch that all ranks together have consumed: the resume position."),
     ] = 0
 
-    def epoch_query(self) -> BatchQuery:
-        """The wire query of rank 0."""
-        return self._query()
+    def query(self) -> BatchQuery:
+        """The wire query; of rank 0 where there is no rank."""
+        return BatchQuery(**self._wire_fields())
 
-    def _query(self, **more: Any) -> BatchQuery:
-        return BatchQuery(
-            batch_size=self.batch_size,
-            shuffle=_SHUFFLES[self.shuffle],
-            seed=self.seed,
-            epoch=self.epoch,
-            world_size=self.world_size,
-            remainder=self.remainder,
-            drop_last=self.drop_last,
-            start=self.start,
-            fingerprint=self.fingerprint,
-            **more,
-        )
+    def _wire_fields(self) -> dict[str, Any]:
+        return {name: value for name, value in self if name in _WIRE_FIELDS}
 
 
-@dataclass(kw_only=True)
 class BatchParameters(EpochParameters, SampleParameters):
-    rank: Annotated[int, Query(ge=0, le=MAX_INT32, description="The rank asking, from 0 to `world_size` - 1.")] = 0
+    rank: Annotated[int, Field(ge=0, le=MAX_INT32, description="The rank asking, from 0 to `world_size` - 1.")] = 0
     limit: Annotated[
-        int | None, Query(ge=1, le=MAX_INT64, description="At most this many batches; by default all to the end of the epoch.")
+        int | None, Field(ge=1, le=MAX_INT64, description="At most this many batches; by default all to the end of the epoch.")
     ] = None
     worker: Annotated[
-        int, Query(ge=0, le=MAX_INT32, description="Of the rank's batches only every `num_workers`-th, beginning with this one.")
+        int, Field(ge=0, le=MAX_INT32, description="Of the rank's batches only every `num_workers`-th, beginning with this one.")
     ] = 0
     num_workers: Annotated[
-        int, Query(ge=1, le=MAX_INT32, description="Number of DataLoader workers that share the rank's batches.")
+        int, Field(ge=1, le=MAX_INT32, description="Number of DataLoader workers that share the rank's batches.")
     ] = 1
 
     def query(self) -> BatchQuery:
-        return self._query(
-            rank=self.rank,
-            limit=self.limit,
-            worker=self.worker,
-            num_workers=self.num_workers,
-            dtype=self.dtype,
-            columns=self.parsed_columns,
-        )
+        return BatchQuery(**self._wire_fields() | {"columns": self.parsed_columns})
 
 
-@dataclass(kw_only=True)
 class PlanParameters(EpochParameters):
-    step: Annotated[int, Query(ge=0, le=MAX_INT64, description="Step of the epoch, counted from `start`.")] = 0
+    step: Annotated[int, Field(ge=0, le=MAX_INT64, description="Step of the epoch, counted from `start`.")] = 0
 
 
-@dataclass(kw_only=True)
 class RowsParameters(PinnedParameters):
-    offset: Annotated[int, Query(ge=0, le=MAX_INT64, description="Index of the first row.")] = 0
+    offset: Annotated[int, Field(ge=0, le=MAX_INT64, description="Index of the first row.")] = 0
     length: Annotated[
         int | None,
-        Query(
+        Field(
             ge=1, le=MAX_INT64, description="Number of rows: 100 by default, at most the service's `max_json_rows` (usually 1024)."
         ),
     ] = None
-    embedding: Annotated[bool, LowerCase, Query(description="Whether to send the embeddings too.")] = False
+    embedding: Annotated[bool, LowerCase, Field(description="Whether to send the embeddings too.")] = False
+
+
+def check_repeats(query: QueryParams) -> None:
+    """Raises InvalidParameter when a parameter is given more than once: FastAPI would take the last."""
+    given = Counter(name for name, _ in query.multi_items())
+    for name, count in given.items():
+        if count > 1:
+            values = ", ".join(shown(value) for value in query.getlist(name)[:3])
+            raise InvalidParameter(f"parameter {shown(name)} is given {count} times ({values}); give it once")
+
+
+def explained(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> str:
+    """The entries of a pydantic validation error, for people. known: the parameters that there are."""
+    sentences = [_sentence(entry, known) for entry in errors[:MAX_NAMED]]
+    return "; ".join(sentences + [f"and {len(errors) - MAX_NAMED} more"] * (len(errors) > MAX_NAMED))
+
+
+def _sentence(entry: Mapping[str, Any], known: Sequence[str]) -> str:
+    name, context = str(entry["loc"][-1]), entry.get("ctx", {})
+    if entry["type"] == "extra_forbidden":
+        return f"parameter {shown(name)} is not known here; {_suggestion(name, known)}"
+    expected = {
+        "int_parsing": "a whole number",
+        "int_parsing_size": "a whole number of 64 bits",
+        "int_from_float": "a whole number",
+        "bool_parsing": "true or false",
+        "greater_than_equal": f"{context.get('ge')} or more",
+        "less_than_equal": f"{context.get('le')} or less",
+        "literal_error": f"one of {str(context.get('expected')).replace(' or ', ', ')}",
+        "string_too_short": f"at least {context.get('min_length')} character long",
+    }.get(entry["type"])
+    return f"{name} is {shown(entry['input'])}" + (f": {entry['msg']}" if expected is None else f"; it must be {expected}")
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    if not known:
+        return "this resource has no parameters"
+    nearest = get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    return f"did you mean {nearest[0]!r}?" if nearest else f"parameters: {', '.join(known)}"
+
+
+@lru_cache(maxsize=256)
+def sample_parameters(query: bytes) -> SampleParameters:
+    """Those of a query string. Remembered: random access asks the same again and again."""
+    given = QueryParams(query)
+    check_repeats(given)
+    return SampleParameters.model_validate(dict(given))

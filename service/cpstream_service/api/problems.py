@@ -1,42 +1,25 @@
 """Errors as RFC 9457 problem details: one body for everything that goes wrong, framework errors included.
 
-Routes raise the exceptions below; `_CODES` maps each to its wire.ErrorCode, and with it to a status. `type` is a reference,
-relative to the service, to what MEANINGS says of the code; `instance` is the path asked for. Nothing of the server's disk, no
-traceback.
+Routes raise RequestErrors, each of which has a wire.ErrorCode, and with it a status. `type` is a reference, relative to the
+service, to what MEANINGS says of the code; `instance` is what was asked for. Nothing of the server's disk, no traceback.
 """
 
-import json
 import logging
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.types import Scope
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract import wire
 from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import ErrorCode
 
-from ..errors import (
-    DatasetChanged,
-    Draining,
-    IndexOutOfRange,
-    InvalidParameter,
-    NotAcceptable,
-    NotFound,
-    Overloaded,
-    PayloadTooLarge,
-    RangeNotSatisfiable,
-    RequestError,
-    Unauthorized,
-    UnknownSplit,
-    shown,
-)
+from ..errors import InvalidParameter, MethodNotAllowed, NotFound, RequestError, shown
+from .json_replies import ReadableJson
+from .negotiation import target_of
+from .parameters import explained
 
 logger = logging.getLogger("cpstream.service")
 
@@ -67,154 +50,91 @@ MEANINGS: dict[ErrorCode, str] = {
 """What each code means and what to do about it, for people: served at the `type` of a problem, and in docs/api.md."""
 
 
-_CODES: dict[type[Exception], ErrorCode] = {
-    UnknownSplit: ErrorCode.UNKNOWN_SPLIT,
-    NotFound: ErrorCode.NOT_FOUND,
-    InvalidParameter: ErrorCode.INVALID_PARAMETER,
-    RequestValidationError: ErrorCode.INVALID_PARAMETER,
-    IndexOutOfRange: ErrorCode.INDEX_OUT_OF_RANGE,
-    RangeNotSatisfiable: ErrorCode.RANGE_NOT_SATISFIABLE,
-    DatasetChanged: ErrorCode.DATASET_CHANGED,
-    Unauthorized: ErrorCode.UNAUTHORIZED,
-    NotAcceptable: ErrorCode.NOT_ACCEPTABLE,
-    PayloadTooLarge: ErrorCode.PAYLOAD_TOO_LARGE,
-    Overloaded: ErrorCode.OVERLOADED,
-    Draining: ErrorCode.DRAINING,
-}
-_FRAMEWORK_CODES = {404: ErrorCode.NOT_FOUND, 405: ErrorCode.METHOD_NOT_ALLOWED, 413: ErrorCode.PAYLOAD_TOO_LARGE}
-
-
 def problem_type(code: ErrorCode) -> str:
     """The `type` member: a reference, relative to the service, to the explanation of the code."""
     return TYPE_PREFIX + code.code
 
 
-def problem_response(scope: Scope, error: Exception) -> Response:
+class ProblemReply(ReadableJson):
     """The reply to an exception, as application/problem+json."""
-    code, headers, extra = ErrorCode.INTERNAL, {}, {}
-    detail = "the service failed to answer; its log has the cause under this request_id"
-    if isinstance(error, RequestError):
-        code, detail, headers, extra = _CODES[type(error)], error.detail, error.headers, error.extra
-    elif isinstance(error, RequestValidationError):
-        code, detail = ErrorCode.INVALID_PARAMETER, "; ".join(_invalid(entry) for entry in error.errors())
-    elif isinstance(error, HTTPException):
-        code, headers = _FRAMEWORK_CODES.get(error.status_code, ErrorCode.INVALID_PARAMETER), dict(error.headers or {})
-        if code is ErrorCode.METHOD_NOT_ALLOWED:
-            headers = {"Allow": _allowed(headers)}
-        detail = _framework_detail(scope, code, headers, str(error.detail))
-    if code.status == 503:
-        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
-    problem = Problem(
-        type=problem_type(code),
-        title=code.title,
-        status=code.status,
-        detail=detail,
-        instance=target_of(scope),
-        code=code.code,
-        request_id=scope.get("state", {}).get("request_id", ""),
-        **extra,
-    )
-    body = (json.dumps(problem.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    return Response(body, code.status, {"Cache-Control": "no-store", **headers}, wire.PROBLEM_JSON)
+
+    media_type = wire.PROBLEM_JSON
+
+    def __init__(self, scope: Scope, error: Exception) -> None:
+        code, detail, headers, extra = (
+            ErrorCode.INTERNAL,
+            "the service failed to answer; its log has the cause under this request_id",
+            {},
+            {},
+        )
+        if isinstance(error, RequestError):
+            code, detail, headers, extra = error.code, error.detail, error.headers, error.extra
+        headers = {"Cache-Control": "no-store", **headers}
+        if code.status == 503:
+            headers["Retry-After"] = str(RETRY_AFTER_S)
+        problem = Problem(
+            type=problem_type(code),
+            title=code.title,
+            status=code.status,
+            detail=detail,
+            instance=target_of(scope),
+            code=code.code,
+            request_id=scope["state"]["request_id"],
+            **extra,
+        )
+        super().__init__(problem, code.status, headers)
 
 
-def target_of(scope: Scope) -> str:
-    """What was asked for, query included: a client sees by it that the problem answers its request as it was sent."""
-    path: str = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
-    query: str = scope.get("query_string", b"").decode("latin-1")
-    return f"{path}?{query}" if query else path
+class Problems:
+    """ASGI middleware: every exception becomes a problem, where the reply has not begun. What no handler expected is logged."""
 
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
 
-def _framework_detail(scope: Scope, code: ErrorCode, headers: Mapping[str, str], detail: str) -> str:
-    if code is ErrorCode.NOT_FOUND:
-        return f"nothing is served at {shown(scope['path'])}; GET / lists what is"
-    if code is ErrorCode.METHOD_NOT_ALLOWED:
-        return f"{scope['method']} is not allowed at {shown(scope['path'])}; allowed: {headers['Allow']}"
-    return detail
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
 
+        async def watch(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
 
-def _allowed(headers: Mapping[str, str]) -> str:
-    """The methods of the path. The router names only those of the first route there, and HEAD is a route of its own."""
-    methods = next((value for name, value in headers.items() if name.lower() == "allow"), "GET")
-    return "GET, HEAD" if methods in ("GET", "HEAD") else methods
-
-
-def _invalid(entry: Mapping[str, Any]) -> str:
-    """One sentence of one entry of a pydantic validation error."""
-    name = ".".join(str(part) for part in entry["loc"][1:]) or "the body"
-    context = entry.get("ctx", {})
-    expected = {
-        "int_parsing": "a whole number",
-        "int_parsing_size": "a whole number of 64 bits",
-        "int_from_float": "a whole number",
-        "bool_parsing": "true or false",
-        "greater_than_equal": f"{context.get('ge')} or more",
-        "less_than_equal": f"{context.get('le')} or less",
-        "literal_error": f"one of {str(context.get('expected')).replace(' or ', ', ')}",
-        "string_too_short": f"at least {context.get('min_length')} character long",
-    }.get(entry["type"])
-    if expected is None:
-        return f"{name} is {shown(entry.get('input'))}: {entry['msg']}"
-    return f"{name} is {shown(entry.get('input'))}; it must be {expected}"
+        try:
+            await self.app(scope, receive, watch)
+        except ClientDisconnect:
+            logger.debug("the client went away during its request", extra=scope.get("state", {}))
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise  # uvicorn logs it and closes the connection, so that the client sees a cut
+            if not isinstance(error, RequestError):
+                logger.exception("%s %s failed, request %s", scope["method"], scope["path"], scope["state"]["request_id"])
+            reply = ProblemReply(scope, error)
+        else:
+            return
+        await reply(scope, receive, send)
 
 
 def install(app: FastAPI) -> None:
-    """Have the app answer every exception that reaches it with a problem."""
+    """Have the framework's own refusals leave as problems, too."""
 
-    async def handle(request: Request, error: Exception) -> Response:
-        return problem_response(request.scope, error)
+    async def not_routed(request: Request, error: Exception) -> ProblemReply:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        return ProblemReply(request.scope, _in_our_words(request.scope, error))
 
-    for kind in (RequestError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, handle)
+    async def not_valid(request: Request, error: Exception) -> ProblemReply:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return ProblemReply(request.scope, InvalidParameter(explained(error.errors())))
 
-
-Replies = dict[int | str, dict[str, Any]]
-
-_PROBLEM_SCHEMA: dict[str, Any] = {
-    "title": "Problem",
-    "type": "object",
-    "description": "RFC 9457 problem details. Further members may stand beside these.",
-    "required": ["type", "title", "status", "detail", "instance", "code", "request_id"],
-    "properties": {
-        "type": {"type": "string", "description": "Where the code is explained, relative to the service."},
-        "title": {"type": "string", "description": "The kind of error, in a few words; constant for the code."},
-        "status": {"type": "integer", "description": "The HTTP status."},
-        "detail": {"type": "string", "description": "What was wrong with this request, and the remedy. For people: do not parse."},
-        "instance": {"type": "string", "description": "The path asked for."},
-        "code": {"type": "string", "enum": [code.code for code in ErrorCode], "description": "For programs: choose by this."},
-        "request_id": {"type": "string", "description": "The X-Request-ID, under which the service's log has the request."},
-    },
-}
-_EXAMPLES: dict[ErrorCode, tuple[str, dict[str, str]]] = {
-    ErrorCode.UNKNOWN_SPLIT: ("split 'trian' is not served; splits: dev, test, train", {}),
-    ErrorCode.INVALID_PARAMETER: ("batch_size is '0'; it must be 1 or more", {}),
-    ErrorCode.DATASET_CHANGED: (
-        "split 'train' has fingerprint 5d0f..., not 9a1c... as pinned by the request: the data was replaced; ...",
-        {"expected": "9a1c...", "actual": "5d0f..."},
-    ),
-}
+    app.add_exception_handler(HTTPException, not_routed)
+    app.add_exception_handler(RequestValidationError, not_valid)
 
 
-def problem_replies(*codes: ErrorCode) -> Replies:
-    """The error replies of a route, for FastAPI's `responses`; codes that share a status are described together."""
-    replies: Replies = {}
-    for code in codes:
-        detail, extra = _EXAMPLES.get(code, ("...", {}))
-        example = {
-            "type": problem_type(code),
-            "title": code.title,
-            "status": code.status,
-            "detail": detail,
-            "instance": f"{wire.API_PREFIX}/splits/train/batches",
-            "code": code.code,
-            "request_id": "3f0c2d1e9b7a4c58a1d2e3f405162738",
-            **extra,
-        }
-        reply = replies.setdefault(
-            code.status, {"description": "", "content": {wire.PROBLEM_JSON: {"schema": _PROBLEM_SCHEMA, "examples": {}}}}
-        )
-        reply["description"] = (reply["description"] + f"\n\n`{code.code}`: {MEANINGS[code]}").strip()
-        reply["content"][wire.PROBLEM_JSON]["examples"][code.code] = {"value": example}
-        if code.status == 503:
-            reply["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
-    return replies
+def _in_our_words(scope: Scope, error: HTTPException) -> RequestError:
+    path = shown(scope["path"])
+    if error.status_code == 404:
+        return NotFound(f"nothing is served at {path}; GET / lists what is")
+    if error.status_code == 405:
+        methods = set((error.headers or {})["Allow"].split(", "))
+        allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+        return MethodNotAllowed(f"{scope['method']} is not allowed at {path}; allowed: {allowed}", headers={"Allow": allowed})
+    return InvalidParameter(str(error.detail))

@@ -11,7 +11,6 @@ from ..settings import ServeSettings
 from ..snapshot.store import Snapshot, Split
 from .drain import Drain
 from .files import Downloads
-from .middleware import Shortcuts
 from .observability import Metrics
 
 
@@ -25,7 +24,6 @@ class Service:
     downloads: Downloads
     metrics: Metrics
     drain: Drain
-    shortcuts: Shortcuts
     stale_reason: str | None
 
     def split(self, name: str, pinned: str | None = None) -> Split:

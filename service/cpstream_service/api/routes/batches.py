@@ -1,12 +1,12 @@
 """Samples for training: batches of an epoch, samples at any indices, and the audit of a step."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
@@ -15,10 +15,11 @@ from cpstream_client.contract.wire import BatchQuery, ErrorCode
 from ...errors import IndexOutOfRange, InvalidParameter
 from ...snapshot.store import Split
 from ..arrow_replies import ArrowStream
+from ..description import problem_replies
 from ..json_replies import CompactJson, ReadableJson, check_json_rows, samples_of
 from ..negotiation import caching, etag_of, not_modified, preferred
-from ..parameters import BatchParameters, PlanParameters, SampleParameters, given
-from ..problems import problem_replies
+from ..parameters import BatchParameters, PlanParameters, SampleParameters, sample_parameters
+from ..routing import Route
 from ..state import CurrentService, Service
 from ..take_body import BODY_SCHEMA, read_indices
 from .common import COMMON, SplitName, v1_router
@@ -40,9 +41,8 @@ def plan_errors() -> Iterator[None]:
         raise InvalidParameter(str(error)) from error
 
 
-@router.head("/splits/{split}/batches", include_in_schema=False)
 @router.get(
-    "/splits/{split}/batches",
+    "/splits/{split:name}/batches",
     tags=["batches"],
     summary="Batches of an epoch",
     response_class=Response,
@@ -61,7 +61,7 @@ def plan_errors() -> Iterator[None]:
     },
 )
 async def batches(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[BatchParameters, given(BatchParameters)]
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[BatchParameters, Query()]
 ) -> Response:
     """One rank's batches of one epoch, from `start` on, in order.
 
@@ -84,8 +84,39 @@ async def batches(
     return ArrowStream(service.batch_server, await service.batch_server.batches(served, query), headers)
 
 
-@router.post(
-    "/splits/{split}/take",
+async def take(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Query()]
+) -> Response:
+    """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
+    served = service.split(split, parameters.fingerprint)
+    representation = preferred(request, OFFERS)
+    indices = await read_indices(request, served.info.num_samples)
+    _note(request, split, len(indices))
+    if representation == wire.ARROW_STREAM:
+        reply = await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
+        return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
+    check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
+    samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
+    batch = bodies.JsonBatch(step=0, samples=samples)
+    return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=len(samples), batches=(batch,)))
+
+
+class TakeRoute(Route):
+    """Random access asks for little at a time: FastAPI describes this route, but reads nothing of its requests."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        async def handle(request: Request) -> Response:
+            parameters = sample_parameters(request.scope["query_string"])
+            return await take(request.path_params["split"], request, request.app.state.service, parameters)
+
+        return handle
+
+
+router.add_api_route(
+    "/splits/{split:name}/take",
+    take,
+    methods=["POST"],
+    route_class_override=TakeRoute,
     tags=["batches"],
     summary="Samples at any indices",
     response_class=Response,
@@ -99,42 +130,21 @@ async def batches(
         **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
     },
 )
-async def take(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, given(SampleParameters)]
-) -> Response:
-    """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
-    served = service.split(split, parameters.fingerprint)
-    representation = preferred(request, OFFERS)
-
-    async def answer(request: Request) -> Response:
-        indices = await read_indices(request, served.info.num_samples)
-        _note(request, split, len(indices))
-        if representation == wire.ARROW_STREAM:
-            reply = await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
-            return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
-        check_json_rows(len(indices), service.settings.max_json_rows, "ask for fewer indices at a time, or for Arrow")
-        samples = await to_thread.run_sync(samples_of, served, indices, parameters.parsed_columns, parameters.dtype)
-        batch = bodies.JsonBatch(step=0, samples=samples)
-        return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=len(samples), batches=(batch,)))
-
-    service.shortcuts.remember(request, answer)
-    return await answer(request)
 
 
-@router.head("/splits/{split}/plan", include_in_schema=False)
 @router.get(
-    "/splits/{split}/plan",
+    "/splits/{split:name}/plan",
     tags=["batches"],
     summary="Which samples every rank gets at a step",
     responses={200: {"model": bodies.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
 async def plan(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, given(PlanParameters)]
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, Query()]
 ) -> Response:
     """The audit of a batch: index, file_path and cps of what each rank gets at `step`, to trace a loss spike to its recordings."""
     served, step = service.split(split, parameters.fingerprint), parameters.step
     with plan_errors():
-        epoch = parameters.epoch_query().plan(served.info.num_samples)
+        epoch = parameters.query().plan(served.info.num_samples)
     if step >= epoch.num_steps:
         steps = f"steps: 0 to {epoch.num_steps - 1}" if epoch.num_steps else "it has none"
         raise IndexOutOfRange(f"step is {step}, past the end of the epoch from start {epoch.start} on; {steps}")

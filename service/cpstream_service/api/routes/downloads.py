@@ -6,10 +6,10 @@ from starlette.responses import Response
 from cpstream_client.contract import wire
 from cpstream_client.contract.wire import ErrorCode
 
+from ..description import problem_replies
 from ..files import file_reply
 from ..negotiation import etag_of, not_modified
 from ..parameters import PinnedParameters
-from ..problems import problem_replies
 from ..state import CurrentService
 from .common import COMMON, Pinned, SplitName, v1_router
 
@@ -36,8 +36,7 @@ def _add_download(name: str, summary: str, description: str, media_type: str) ->
         return await _download(split, name, request, service, parameters)
 
     part = {"description": "The bytes that a `Range` header asks for.", "content": {media_type: {}}}
-    path = f"/splits/{{split}}/{name}"
-    router.head(path, include_in_schema=False)(download)
+    path = f"/splits/{{split:name}}/{name}"
     router.get(
         path,
         tags=["downloads"],

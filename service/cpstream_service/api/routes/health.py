@@ -2,37 +2,48 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import Draining, NotFound
+from ..description import problem_replies
 from ..json_replies import ReadableJson
-from ..parameters import Parameters, given
-from ..problems import MEANINGS, problem_replies, problem_type
+from ..problems import MEANINGS, problem_type
+from ..routing import Route
 from ..state import CurrentService
+from .common import NoParameters
 
-router = APIRouter(tags=["health"])
-NoParameters = Annotated[Parameters, given(Parameters)]
+router = APIRouter(tags=["health"], route_class=Route)
 
 
-@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def index(_: NoParameters) -> Response:
+    # relative, as all links here: a reverse proxy may serve all this under a path of its own
     links = bodies.Index(
         service="cpstream",
-        splits=f"{wire.API_PREFIX}/splits",
-        documentation="/docs",
-        openapi="/openapi.json",
-        ready="/readyz",
-        metrics="/metrics",
+        splits=f"{wire.API_PREFIX}/splits".lstrip("/"),
+        documentation="docs",
+        openapi="openapi.json",
+        ready="readyz",
+        metrics="metrics",
     )
     return ReadableJson(links)
 
 
-@router.head("/livez", include_in_schema=False)
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request, _: NoParameters) -> Response:
+    return ReadableJson(request.app.openapi())
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs(_: NoParameters) -> Response:
+    return get_swagger_ui_html(openapi_url="openapi.json", title="cpstream")
+
+
 @router.get(
     "/livez",
     summary="Is the process alive?",
@@ -43,7 +54,6 @@ async def livez(_: NoParameters) -> Response:
     return ReadableJson(bodies.Alive(status="alive"))
 
 
-@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     summary="Should it get requests?",
@@ -81,7 +91,6 @@ async def readyz(service: CurrentService, _: NoParameters) -> Response:
     return ReadableJson(state)
 
 
-@router.head("/metrics", include_in_schema=False)
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",
@@ -96,7 +105,6 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
     return Response(body, media_type=media_type)
 
 
-@router.head("/problems/{code}", include_in_schema=False)
 @router.get(
     "/problems/{code}",
     summary="What an error code means",

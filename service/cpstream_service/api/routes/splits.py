@@ -1,41 +1,39 @@
-"""What is served about splits: metadata, alignment, single rows, and whole files. Batches are in batch_routes.py."""
+"""What is served about splits: metadata, alignment, single rows, and how the two sides were matched."""
 
 from typing import Annotated
 
 import numpy as np
-from fastapi import Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter
+from ..description import problem_replies
 from ..json_replies import CompactJson, ReadableJson, samples_of
-from ..negotiation import caching, etag_of, not_modified
-from ..parameters import Parameters, RowsParameters, given
-from ..problems import problem_replies, target_of
+from ..negotiation import caching, etag_of, not_modified, target_of
+from ..parameters import RowsParameters
 from ..state import CurrentService
-from .common import COMMON, Pinned, SplitName, v1_router
+from .common import COMMON, NoParameters, Pinned, SplitName, v1_router
 
 DEFAULT_LENGTH = 100
 
 router = v1_router()
 
 
-@router.head("/splits", include_in_schema=False)
 @router.get(
     "/splits", tags=["splits"], summary="All splits", responses={200: {"model": bodies.SplitList}, **problem_replies(COMMON[2])}
 )
-async def splits(request: Request, service: CurrentService, _: Annotated[Parameters, given(Parameters)]) -> Response:
+async def splits(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
     snapshot = service.snapshot
     body = bodies.SplitList(fingerprint=snapshot.fingerprint, splits=tuple(split.info for split in snapshot.splits.values()))
     return _metadata(request, snapshot.fingerprint, body)
 
 
-@router.head("/splits/{split}", include_in_schema=False)
 @router.get(
-    "/splits/{split}",
+    "/splits/{split:name}",
     tags=["splits"],
     summary="One split",
     responses={200: {"model": bodies.SplitInfo}, **problem_replies(*COMMON)},
@@ -46,9 +44,8 @@ async def one_split(split: SplitName, request: Request, service: CurrentService,
     return _metadata(request, served.fingerprint, served.info)
 
 
-@router.head("/splits/{split}/alignment", include_in_schema=False)
 @router.get(
-    "/splits/{split}/alignment",
+    "/splits/{split:name}/alignment",
     tags=["splits"],
     summary="How embeddings and CPS were matched",
     responses={200: {"model": bodies.AlignmentReport}, **problem_replies(*COMMON)},
@@ -59,16 +56,13 @@ async def alignment(split: SplitName, request: Request, service: CurrentService,
     return _metadata(request, served.fingerprint, served.report)
 
 
-@router.head("/splits/{split}/rows", include_in_schema=False)
 @router.get(
-    "/splits/{split}/rows",
+    "/splits/{split:name}/rows",
     tags=["splits"],
     summary="A page of samples",
     responses={200: {"model": bodies.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
 )
-def rows(
-    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, given(RowsParameters)]
-) -> Response:
+def rows(split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Query()]) -> Response:
     """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.
 
     `total` says how many there are; the last page is shorter, and the page at `offset` = `total` is empty.

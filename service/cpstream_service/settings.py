@@ -17,6 +17,20 @@ class SettingsError(ValueError):
     """A setting is out of range. The message names it, its value and its range."""
 
 
+def parse_root(text: str) -> tuple[str, str]:
+    """The folders A and B of A=B. The = is the first one after a /, or else the first, as a folder's name may hold one.
+
+    Raises SettingsError.
+    """
+    at = text.find("/=") + 1 or text.find("=")
+    if at <= 0 or not text[:at].strip():
+        raise SettingsError(
+            f"map_root is {text!r}; it must be A=B, the folder that paths begin with and the one to read in its stead, "
+            "or nothing, as in /data/audio/=audio/ or /data/= (CPSTREAM_MAP_ROOT)"
+        )
+    return text[:at], text[at + 1 :]
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """Where the data lies and how it is aligned."""
@@ -37,12 +51,20 @@ class DataSettings:
     """Column of the CPS table that holds the path of the recording."""
     cps_column: str = "cps"
     """Column of the CPS table that holds the speech rate, characters per second."""
+    match: Literal["path", "stem", "name"] = "path"
+    """What of two paths must be equal: all, all but the extension, or the file name alone where it is unique on both sides."""
+    map_root: tuple[str, ...] = ()
+    """A=B: paths in folder A count as lying in folder B; may be given again. The report says which would match what is left."""
     splits: tuple[str, ...] = ()
     """Splits to serve; all that the source holds when not given."""
     strict: bool = False
     """Refuse to start when alignment drops anything."""
     snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
     """Folder of the aligned snapshots, memory-mapped by every worker process."""
+
+    def __post_init__(self) -> None:
+        for text in self.map_root:
+            parse_root(text)
 
 
 @dataclass(frozen=True, kw_only=True)

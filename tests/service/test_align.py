@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairs import is_end, slow_match
 
 from cpstream_client.contract.bodies import AlignmentReport
 from cpstream_service.align.align import AlignedSplit, align, find_leaks, num_lost
-from cpstream_service.align.match import match_paths, normalise_path, normalise_paths
+from cpstream_service.align.match import normalise_path
 from cpstream_service.sources.cps_table import CpsTable
 from cpstream_service.sources.rows import Reason, RowProblem, SourceSplit
 
@@ -35,96 +36,29 @@ def reasons(report: AlignmentReport) -> dict[tuple[str, str], int]:
     return {(entry.side, entry.reason): entry.count for entry in report.dropped}
 
 
-# The key
-
-
-@pytest.mark.parametrize(
-    ("path", "key"),
-    [
-        ("a/b.wav", "a/b.wav"),
-        ("./a/b.wav", "a/b.wav"),
-        ("././a.wav", "a.wav"),
-        (".//a.wav", "a.wav"),
-        ("a\\b\\c.wav", "a/b/c.wav"),
-        (".\\a.wav", "a.wav"),
-        ("C:\\audio\\a.wav", "C:/audio/a.wav"),
-        ("a//b///c.wav", "a/b/c.wav"),
-        ("//server/a.wav", "/server/a.wav"),
-        ("/a/./b.wav", "/a/./b.wav"),
-        ("../a.wav", "../a.wav"),
-        (".hidden.wav", ".hidden.wav"),
-        (unicodedata.normalize("NFD", "größe/é.wav"), "größe/é.wav"),
-    ],
-)
-def test_normalise_path(path: str, key: str) -> None:
-    assert normalise_path(path) == key
-    assert normalise_paths(["x.wav", path]) == ["x.wav", key]
-
-
-@given(st.text(alphabet="a./\\é\u0301", max_size=12))
-def test_normalise_path_is_idempotent(path: str) -> None:
-    key = normalise_path(path)
-    assert normalise_path(key) == key
-    assert "\\" not in key
-    assert "//" not in key
-    assert not key.startswith("./")
-
-
-# Matching
-
-
-def suffixes(key: str) -> list[str]:
-    """All of a key's path suffixes, the longest first."""
-    parts = key.split("/")
-    return [] if key.endswith("/") else ["/".join(parts[i:]) for i in range(len(parts))]
-
-
-def slow_match(ours: set[str], theirs: set[str]) -> tuple[set[str], dict[str, str]]:
-    """The rule as DESIGN.md says it: exact first, then the longest suffix that is unique on both sides."""
-    exact = ours & theirs
-    by_suffix = {}
-    for key in ours - exact:
-        for suffix in suffixes(key):
-            with_it = [other for other in ours if suffix in suffixes(other)]
-            candidates = [other for other in theirs if suffix in suffixes(other)]
-            if len(with_it) == 1 and len(candidates) == 1 and candidates[0] not in exact and suffix:
-                by_suffix[key] = candidates[0]
-                break
-    return exact, by_suffix
-
-
-keys = st.sets(
-    st.builds(
-        lambda root, parts: root + "/".join(parts),
-        st.sampled_from(["", "/"]),
-        st.lists(st.sampled_from("abc"), min_size=1, max_size=4),
-    ),
-    max_size=10,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(keys, keys)
-@example({"/d/a/x"}, {"a/x"})
-@example({"a/x", "b/x"}, {"c/x", "d/x"})
-@example({"x"}, {"x", "/d/x"})
-def test_match_paths_against_the_rule(ours: set[str], theirs: set[str]) -> None:
-    assert match_paths(ours, theirs) == slow_match(ours, theirs)
-    exact, by_suffix = match_paths(ours, theirs)
-    assert match_paths(theirs, ours) == (exact, {b: a for a, b in by_suffix.items()})
-
-
 # Rows
 
 
 def test_rows_are_ordered_by_key_and_carry_normalised_paths() -> None:
-    source = source_of(("./b.wav", B), ("c.wav", A), ("x\\a.wav", A))
-    split = align(source, table_of(("c.wav", 7), ("/data/x/a.wav", 6), ("b.wav", 5)))
+    source = source_of(("./b.wav", B), (" c.wav", A), ("x\\a.wav", A))
+    split = align(source, table_of(("c.wav", 7), ("file://x//a.wav", 6), ("b.wav", 5)))
     assert aligned_rows(split) == [("b.wav", B, 5.0), ("c.wav", A, 7.0), ("x/a.wav", A, 6.0)]
     assert split.embeddings.dtype == split.cps.dtype == np.float32
     report = split.report
-    assert (report.num_embeddings, report.num_cps, report.num_aligned, report.num_exact, report.num_by_suffix) == (3, 3, 3, 2, 1)
-    assert report.dropped == ()
+    assert (report.num_embeddings, report.num_cps, report.num_aligned, report.num_exact, report.num_by_suffix) == (3, 3, 3, 3, 0)
+    assert report.dropped == report.roots == report.warnings == ()
+
+
+def test_one_root_before_all_paths_of_a_side() -> None:
+    source = source_of(("/data/b.wav", B), ("/data/s/a.wav", A), ("/data/c.wav", A))
+    split = align(source, table_of(("b.wav", 5), ("s/a.wav", 6), ("d.wav", 7)))
+    assert aligned_rows(split) == [("/data/b.wav", B, 5.0), ("/data/s/a.wav", A, 6.0)]
+    report = split.report
+    assert (report.num_aligned, report.num_exact, report.num_by_suffix, report.num_by_setting) == (2, 0, 2, 0)
+    assert reasons(report) == {("embedding", "no-cps"): 1, ("cps", "no-embedding"): 1}
+    (root,) = report.roots
+    assert (root.embeddings, root.cps, root.count, root.applied) == ("/data/", "", 2, True)
+    assert root.options == ("--map-root /data/=",)
 
 
 def test_nfd_names_match_nfc_names() -> None:
@@ -139,14 +73,14 @@ def test_duplicates() -> None:
     split = align(source, table)
     assert aligned_rows(split) == [("same.wav", A, 5.0)]
     assert reasons(split.report) == {
-        ("embedding", "no-cps"): 1,
+        ("embedding", "partner-dropped"): 1,
         ("embedding", "conflicting-duplicate"): 2,
         ("embedding", "identical-duplicate"): 1,
-        ("cps", "no-embedding"): 1,
+        ("cps", "partner-dropped"): 1,
         ("cps", "conflicting-duplicate"): 2,
         ("cps", "identical-duplicate"): 1,
     }
-    assert num_lost(split.report) == 6
+    assert num_lost(split.report) == 4  # what is lost with a conflict is counted there
     examples = {(entry.side, entry.reason): entry.examples for entry in split.report.dropped}
     assert examples["cps", "conflicting-duplicate"] == ("cps.wav (lines 5, 6)",)
 
@@ -167,14 +101,15 @@ def test_zero_and_minus_zero_are_a_conflict() -> None:  # or else the order of t
 def test_non_finite_embeddings(bad: float) -> None:
     split = align(source_of(("a.wav", [1, bad]), ("b.wav", [3e38, 3e38])), table_of(("a.wav", 5), ("b.wav", 6)))
     assert split.file_paths == ["b.wav"]  # its sum of squares overflows; it is finite all the same
-    assert reasons(split.report) == {("embedding", "non-finite-embedding"): 1, ("cps", "no-embedding"): 1}
+    assert reasons(split.report) == {("embedding", "non-finite-embedding"): 1, ("cps", "partner-dropped"): 1}
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0, -0.0, -1.0, 1e-60, 1e60])
 def test_invalid_cps(bad: float) -> None:
     split = align(source_of(("a.wav", A), ("b.wav", B)), table_of(("a.wav", bad), ("b.wav", 6)))
     assert split.file_paths == ["b.wav"]
-    assert reasons(split.report) == {("embedding", "no-cps"): 1, ("cps", "invalid-cps"): 1}
+    assert reasons(split.report) == {("embedding", "partner-dropped"): 1, ("cps", "invalid-cps"): 1}
+    assert num_lost(split.report) == 1
     assert split.report.dropped[1].examples[0].startswith("a.wav (line 2): ")
 
 
@@ -187,15 +122,55 @@ def test_an_unusable_row_does_not_yield_its_partner_to_another() -> None:
     assert reasons(split.report)["embedding", "ambiguous-path"] == 1
 
 
+def test_an_unusable_row_stands_for_its_partner() -> None:
+    split = align(source_of(("/d/a.wav", A), ("/d/b.wav", A)), table_of(("a.wav", 5), ("b.wav", np.nan)))
+    assert reasons(split.report) == {("embedding", "partner-dropped"): 1, ("cps", "invalid-cps"): 1}
+
+
+def test_folders_that_contradict_never_match() -> None:
+    source = source_of(("id10001/vidA/00137.wav", A), ("clean/x.wav", A), ("dev/x.wav", B))
+    split = align(source, table_of(("id10002/vidB/00137.wav", 5), ("noisy/x.wav", 6), ("train/x.wav", 7)))
+    assert len(split) == 0
+    assert reasons(split.report) == {("embedding", "no-cps"): 3, ("cps", "no-embedding"): 3}
+
+
 def test_ambiguous_or_missing() -> None:
     source = source_of(("p/a.wav", A), ("q/a.wav", A), ("q/b.wav", A), ("r/b.wav", A), ("c.wav", A))
-    split = align(source, table_of(("r/a.wav", 5), ("s/a.wav", 6), ("q/b.wav", 7)))
+    split = align(source, table_of(("a.wav", 5), ("s/a.wav", 6), ("q/b.wav", 7), ("d/c.wav", 8)))
     assert split.file_paths == ["q/b.wav"]
     assert reasons(split.report) == {
-        ("embedding", "no-cps"): 2,  # r/b.wav: the only b.wav there is belongs to another
-        ("embedding", "ambiguous-path"): 2,
+        ("embedding", "no-cps"): 1,  # r/b.wav
+        ("embedding", "ambiguous-path"): 3,
+        ("cps", "no-embedding"): 1,  # s/a.wav
         ("cps", "ambiguous-path"): 2,
     }
+    assert [root.options for root in split.report.roots] == [("--map-root d/=",)]
+
+
+def test_every_dropped_row_is_kept() -> None:
+    problem = RowProblem(Reason.UNREADABLE_ROW, "row 7", "no numbers", "p.wav")
+    source = source_of(*((f"{i}.wav", A) for i in range(9)), ("n.wav", [np.nan, 0]), problems=(problem,))
+    rows = list(align(source, table_of(("n.wav", 5), ("0.wav", -1), ("0.wav", 5), ("0.wav", 5), ("z.wav", 5))).drops)
+    assert {tuple(row) for row in rows} == {
+        *(("embedding", "no-cps", f"{i}.wav", "", "") for i in range(1, 9)),
+        ("embedding", "non-finite-embedding", "n.wav", "", ""),
+        ("embedding", "unreadable-row", "p.wav", "row 7", "no numbers"),
+        ("cps", "partner-dropped", "n.wav", "", ""),
+        ("cps", "invalid-cps", "0.wav", "line 3", "'-1.0'"),
+        ("cps", "identical-duplicate", "0.wav", "line 5", ""),
+        ("cps", "no-embedding", "z.wav", "", ""),
+    }
+    assert len(rows) == len(set(rows))
+
+
+def test_what_looks_wrong_is_served_with_a_warning() -> None:
+    source = source_of(("a.wav", [0.0, -0.0]), ("b.wav", [1e-40, 0]), ("c.wav", A), ("d.wav", A), ("unserved.wav", [0, 0]))
+    report = align(source, table_of(("a.wav", 1), ("b.wav", 60), ("c.wav", 0.5), ("d.wav", 1234))).report
+    assert report.num_aligned == 4
+    assert [(entry.reason, entry.side, entry.count, entry.examples) for entry in report.warnings] == [
+        ("unusual-cps", "cps", 2, ("c.wav: 0.5", "d.wav: 1234.0")),
+        ("zero-embedding", "embedding", 1, ("a.wav",)),
+    ]
 
 
 def test_leaks() -> None:
@@ -241,14 +216,13 @@ def slow_align(rows: list[tuple[str, list[float]]], table: list[tuple[str, float
     partner = {key: key for key in exact} | by_suffix
     served = sorted((key, ours[key], theirs[other]) for key, other in partner.items() if key in ours and other in theirs)
     served_ours, served_theirs = {key for key, _, _ in served}, {partner[key] for key, _, _ in served}
-    for key in ours.keys() - served_ours:
-        free = [other for other in theirs if other not in partner.values()]
-        shares_name = key not in partner and any(other.split("/")[-1] == key.split("/")[-1] for other in free)
-        dropped["embedding", "ambiguous-path" if shares_name else "no-cps"] += 1
-    for other in theirs.keys() - served_theirs:
-        free = [key for key in ours if key not in partner]
-        shares_name = other not in partner.values() and any(other.split("/")[-1] == key.split("/")[-1] for key in free)
-        dropped["cps", "ambiguous-path" if shares_name else "no-embedding"] += 1
+    for side, usable, done, matched, others, missing in (
+        ("embedding", ours, served_ours, partner.keys(), all_theirs - exact, "no-cps"),
+        ("cps", theirs, served_theirs, set(partner.values()), all_ours - exact, "no-embedding"),
+    ):
+        for key in usable.keys() - done:
+            related = any(is_end(key, other) or is_end(other, key) for other in others)
+            dropped[side, "partner-dropped" if key in matched else "ambiguous-path" if related else missing] += 1
     return served, +dropped
 
 

@@ -45,7 +45,7 @@ def test_dropped_rows_and_leaks(source: Path, monkeypatch: pytest.MonkeyPatch, c
     out, err = capsys.readouterr()
     cells = rows_of(out)
     assert ["train", "7", "8", "6", "6", "0", "3"] in cells
-    assert ["train", "embedding", "no-cps", "1", "[dev]/0000.wav"] in cells
+    assert ["train", "embedding", "partner-dropped", "1", "[dev]/0000.wav"] in cells
     assert ["train", "cps", "invalid-cps", "1", "[dev]/0000.wav (line 8): ''"] in cells
     assert ["train", "cps", "no-embedding", "1", "nowhere.wav"] in cells
     assert "The CPS is not a finite positive number." in out
@@ -54,7 +54,7 @@ def test_dropped_rows_and_leaks(source: Path, monkeypatch: pytest.MonkeyPatch, c
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 1
     out, err = capsys.readouterr()
     assert ["train", "cps", "no-embedding", "1", "nowhere.wav"] in rows_of(out)
-    assert re.fullmatch(r"cpstream: --strict, and alignment dropped 3 rows: split 'train': .*\n", err)
+    assert re.fullmatch(r"cpstream: --strict, and alignment dropped 2 rows: split 'train': .*\n", err)
 
     write_cps(source / "train_cps.csv", table)
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 0  # a leak drops nothing

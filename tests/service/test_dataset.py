@@ -96,6 +96,14 @@ def test_it_pickles(source: Path) -> None:
     assert again.report == dataset.report
 
 
+def test_the_table_of_another_split_serves_nothing(source: Path) -> None:
+    """The usage of the README, with another split and the table left as it was."""
+    rows = {name: make_rows(50, folder=f"audio/{name}") for name in ("train", "dev")}
+    write_dataset(source, rows)
+    with pytest.raises(AlignmentError, match="split 'dev' aligns nothing: none of its 50 embeddings"):
+        RegressionEmbeddingsDataset(source, "dev", "npy", source / "train_cps.csv")
+
+
 def test_bad_data(source: Path) -> None:
     with pytest.raises(DataError, match=r"nope_cps.csv: there is no such CPS table"):
         RegressionEmbeddingsDataset(source, "nope")
@@ -103,5 +111,5 @@ def test_bad_data(source: Path) -> None:
         RegressionEmbeddingsDataset(source, "nope", cps_csv="dev_cps.csv")
     write_cps(source / "dev_cps.csv", [*cps_of(ROWS["dev"])[1:]])
     assert len(RegressionEmbeddingsDataset(source, "dev")) == 8
-    with pytest.raises(AlignmentError, match="--strict, and alignment dropped 1 rows"):
+    with pytest.raises(AlignmentError, match="--strict, and alignment dropped 1 row:"):
         RegressionEmbeddingsDataset(source, "dev", strict=True)

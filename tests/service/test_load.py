@@ -10,7 +10,7 @@ import pytest
 from data import cps_of, make_rows, make_settings, run_python, write_cps, write_dataset, write_npy
 
 from cpstream_service.errors import AlignmentError, DataError
-from cpstream_service.settings import DataSettings
+from cpstream_service.settings import DataSettings, SettingsError
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import MANIFEST
 
@@ -151,6 +151,70 @@ def test_a_split_that_aligns_nothing(source: Path) -> None:
     assert load(make_settings(source, splits=("train",))).snapshot.splits.keys() == {"train"}
 
 
+@pytest.mark.parametrize(
+    ("table", "said"),
+    [
+        ([("audio/0000.wav", 0), ("audio/0001.wav", "x")], r"2 invalid-cps \(first: .*; correct these rows$"),
+        (
+            [(f"/data/{path}", cps) for path, cps in cps_of(ROWS["dev"])[1:]] + [("/mnt/audio/0004.wav", 5)],
+            r"the paths differ by their roots: --map-root /data/= --map-root /mnt/= matches 5 rows, if these folders hold the same",
+        ),
+        (
+            [(path.replace(".wav", ".flac"), cps) for path, cps in cps_of(ROWS["dev"])],
+            r"5 paths differ in extension only, audio/0000.wav and audio/0000.flac: --match stem$",
+        ),
+    ],
+)
+def test_what_to_do_where_nothing_aligns(source: Path, table: list[tuple[str, Any]], said: str) -> None:
+    write_cps(source / "dev_cps.csv", table)
+    with pytest.raises(AlignmentError, match=said):
+        load(make_settings(source))
+
+
+def test_settings_that_match_paths(source: Path) -> None:
+    expected = load(make_settings(source)).snapshot.fingerprint
+    rows = [(f"/mnt/d/{path}".replace(".wav", ".flac"), cps) for path, cps in cps_of(ROWS["dev"])]
+    write_cps(source / "dev_cps.csv", [*rows[:2], *((f"/data/x/{path}", cps) for path, cps in cps_of(ROWS["dev"])[2:])])
+    settings = make_settings(source, map_root=("/mnt/d=", "/data/x="), match="stem", strict=True)
+    loaded = load(settings).snapshot
+    assert loaded.fingerprint == expected  # what is served is the embeddings' path, however it was matched
+    assert loaded.splits["dev"].report.num_by_setting == 5
+    with pytest.raises(AlignmentError):
+        load(replace(settings, map_root=()))
+    with pytest.raises(SettingsError, match=r"map_root is '/mnt/d'; it must be A=B, .* \(CPSTREAM_MAP_ROOT\)"):
+        make_settings(source, map_root=("/mnt/d",))
+
+
+# One table for several splits
+
+
+def test_one_table_for_all_splits(source: Path) -> None:
+    expected = load(make_settings(source)).snapshot.fingerprint
+    rows = {"train": ROWS["train"], "dev": [{**row, "file_path": f"dev/{row['file_path']}"} for row in ROWS["dev"]]}
+    write_npy(source, rows)
+    write_cps(source / "all.csv", [*cps_of(rows["train"]), *cps_of(rows["dev"])])
+    settings = make_settings(source, cps_csv="all.csv", strict=True)
+    both = load(settings).snapshot
+    assert {name: split.report.num_cps for name, split in both.splits.items()} == {"train": 12, "dev": 5}
+    assert both.splits["train"].fingerprint == load(make_settings(source, splits=("train",))).snapshot.splits["train"].fingerprint
+    assert load(replace(settings, splits=("dev",))).snapshot.splits["dev"].info.num_dropped == 0
+    assert expected != both.fingerprint
+    write_cps(source / "all.csv", [*cps_of(rows["train"]), *cps_of(rows["dev"]), ("nobody.wav", 5)])
+    with pytest.raises(AlignmentError, match=r"--strict, and alignment dropped 1 row: split 'dev': 1 no-embedding \(first: nobody"):
+        load(replace(settings, splits=("dev",)))
+
+
+def test_one_table_for_several_splits_matches_equal_paths_only(source: Path) -> None:
+    """Or else the table of one split would serve all of them with its rates."""
+    rows = {name: [{**row, "file_path": f"/data/{name}/{row['file_path']}"} for row in rows] for name, rows in ROWS.items()}
+    write_npy(source, rows)
+    write_cps(source / "dev_cps.csv", cps_of(ROWS["dev"]))
+    with pytest.raises(AlignmentError, match="split 'train' aligns nothing"):
+        load(make_settings(source, cps_csv="dev_cps.csv"))
+    with pytest.raises(AlignmentError, match="split 'dev' aligns nothing"):
+        load(make_settings(source, cps_csv="dev_cps.csv", splits=("dev", "train")))
+
+
 def test_strict(source: Path) -> None:
     rows = cps_of(ROWS["dev"])
     write_cps(source / "dev_cps.csv", [*rows, rows[0]])
@@ -159,7 +223,8 @@ def test_strict(source: Path) -> None:
     write_cps(source / "dev_cps.csv", [*rows[1:], (rows[0][0], "fast")])
     assert len(load(replace(settings, strict=False)).snapshot.splits["dev"].cps) == 4
     with pytest.raises(
-        AlignmentError, match=r"--strict, and alignment dropped 2 rows: split 'dev': 1 no-cps \(first: audio/0004.wav\)"
+        AlignmentError,
+        match=r"--strict, and alignment dropped 1 row: split 'dev': 1 invalid-cps \(first: audio/0004.wav \(line 6\): 'fast'\); ",
     ):
         load(settings)
 

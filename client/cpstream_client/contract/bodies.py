@@ -38,19 +38,43 @@ class Dropped(Body, frozen=True):
     side: str = Field(default="", description="Which side's rows: `embedding` or `cps`.")
 
 
+class RootDifference(Body, frozen=True):
+    """Folders by which paths of the two sides differ, and only by them."""
+
+    embeddings: str = Field(description="What the paths of the embeddings begin with; may be empty.")
+    cps: str = Field(description="What those of the CPS rows begin with in its stead; may be empty.")
+    count: Count = Field(description="How many rows of each side.")
+    applied: bool = Field(description="Whether these rows are served: all paths of a side showed this difference, and no other.")
+    options: tuple[str, ...] = Field(description="Options of the service that match these rows.")
+
+
+class SpellingDifference(Body, frozen=True):
+    """Rows that have no partner, and would have one but for the spelling of their paths."""
+
+    differs_in: str = Field(description="`case`, `extension`, `blanks` or `percent-encoding`.")
+    count: Count = Field(description="How many rows of each side.")
+    remedy: str = Field(description="What matches them.")
+    examples: tuple[str, ...] = Field(default=(), description="The first few of them, both sides.")
+
+
 class AlignmentReport(Body, frozen=True):
     """How a split's embeddings and CPS rows were matched. Counts are of rows.
 
     num_embeddings = num_aligned + the counts in `dropped` whose side is "embedding"; likewise num_cps and "cps".
+    num_aligned = num_exact + num_by_suffix + num_by_setting.
     """
 
     split: str
     num_embeddings: Count = Field(description="Rows of the source.")
-    num_cps: Count = Field(description="Rows of the CPS table.")
+    num_cps: Count = Field(description="Rows of the CPS table, without those of other splits.")
     num_aligned: Count = Field(description="Samples served.")
     num_exact: Count = Field(description="Matched by equal paths.")
-    num_by_suffix: Count = Field(description="Matched by the ends of their paths.")
+    num_by_suffix: Count = Field(description="Matched by the ends of their paths, one folder standing before all of a side.")
+    num_by_setting: Count = Field(default=0, description="Matched by `--map-root` or `--match`.")
     dropped: tuple[Dropped, ...] = Field(default=(), description="What was left out, one entry for each reason and side.")
+    roots: tuple[RootDifference, ...] = Field(default=(), description="Folders by which paths differ, those of most rows first.")
+    spellings: tuple[SpellingDifference, ...] = Field(default=(), description="What else paths without a partner differ in.")
+    warnings: tuple[Dropped, ...] = Field(default=(), description="What is served, but looks wrong.")
     leaks: tuple[Dropped, ...] = Field(default=(), description="Paths that another split holds too: reported, never dropped.")
 
     @property

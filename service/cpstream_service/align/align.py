@@ -7,27 +7,31 @@ value. Rows are judged after that.
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cpstream_client.contract.bodies import AlignmentReport, Dropped
+from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDifference, SpellingDifference
 
 from ..sources.cps_table import CpsTable
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
-from .match import match_paths, normalise_paths
+from .differences import Sides, applied, root_differences, spelling_differences
+from .drops import MAX_EXAMPLES, Drops
+from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
 
-MAX_EXAMPLES = 5
-Side = Literal["embedding", "cps"]
+USUAL_CPS = (1.0, 60.0)
+"""Characters per second that people speak; what lies outside is served, with a warning."""
+UNUSUAL_CPS, ZERO_EMBEDDING = "unusual-cps", "zero-embedding"
 
 
 @dataclass(frozen=True)
 class AlignedSplit:
     """A split in its served order. file_paths: N normalised paths, ascending; cps (N,) float32.
 
-    source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use.
+    source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use. drops: every row
+    that was left out.
     """
 
     name: str
@@ -36,6 +40,7 @@ class AlignedSplit:
     source: Embeddings
     rows: npt.NDArray[np.int64]
     report: AlignmentReport
+    drops: Drops
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,17 +74,18 @@ class AlignedSplit:
         return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
+def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> AlignedSplit:
     """Align one split. Never raises: what cannot be used is in the report."""
-    drops = _Drops()
+    rule = rule.with_bare_keys() if source.bare_keys else rule
+    drops = Drops()
     embeddings = _Keys(source.file_paths, (problem.file_path for problem in source.problems))
     cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
     for problem in source.problems:
-        drops.add(problem.reason, "embedding", str(problem))
+        drops.add_problem(problem, "embedding")
     for problem in table.problems:
-        drops.add(problem.reason, "cps", str(problem))
+        drops.add_problem(problem, "cps")
 
-    finite = finite_rows(source.embeddings)
+    finite, zero = judge_rows(source.embeddings)
     vectors = source.embeddings
     row_of = embeddings.resolve(finite, drops, "embedding", lambda a, b: vectors[a].tobytes() == vectors[b].tobytes())
     for i in np.flatnonzero(~finite).tolist():
@@ -90,32 +96,45 @@ def align(source: SourceSplit, table: CpsTable) -> AlignedSplit:
     valid = np.isfinite(cps) & (cps > 0)
     line_of = cps_rows.resolve(valid, drops, "cps", lambda a, b: bool(cps[a] == cps[b]), table.lines)
     for i in np.flatnonzero(~valid).tolist():
-        text = table.bad_texts.get(i, str(table.cps[i]))
-        drops.add(Reason.INVALID_CPS, "cps", f"{table.file_paths[i]} (line {table.lines[i]}): {text!r}")
+        path, line, text = table.file_paths[i], int(table.lines[i]), repr(table.bad_texts.get(i, str(table.cps[i])))
+        drops.add(Reason.INVALID_CPS, "cps", path, f"{path} (line {line}): {text}", line=line, detail=text)
 
-    num_by_suffix = 0
-    if len(row_of) == len(embeddings.known) and len(line_of) == len(cps_rows.known) and row_of.keys() == line_of.keys():
+    num_by_head = 0
+    roots: tuple[RootDifference, ...] = ()
+    spellings: tuple[SpellingDifference, ...] = ()
+    known = embeddings.known, cps_rows.known
+    if len(row_of) == len(known[0]) and len(line_of) == len(known[1]) and row_of.keys() == line_of.keys():
         ours = theirs = sorted(row_of)  # clean data: what follows would find the same, a second later for a million rows
+        num_equal = len(ours)
     else:
-        exact, by_suffix = match_paths(embeddings.known, cps_rows.known)
-        suffix_pairs = {ours: theirs for ours, theirs in by_suffix.items() if ours in row_of and theirs in line_of}
-        num_by_suffix = len(suffix_pairs)
-        ours = sorted(exact.intersection(row_of, line_of).union(suffix_pairs))
-        theirs = [suffix_pairs.get(key, key) for key in ours] if suffix_pairs else ours
-        matched = exact.union(by_suffix), exact.union(by_suffix.values())
-        _add_unmatched(drops, (row_of.keys(), line_of.keys()), (ours, theirs), matched)
+        matches = match_paths(*known, rule, source.name)
+        pairs = [(key, key) for key in matches.equal if key in row_of and key in line_of]
+        num_equal = len(pairs)
+        pairs += [(key, other) for key, other in matches.partners.items() if key in row_of and other in line_of]
+        pairs.sort(key=itemgetter(1 if rule.bare else 0))
+        ours, theirs = [key for key, _ in pairs], [other for _, other in pairs]
+        left = _add_unmatched(drops, row_of.keys() - set(ours), line_of.keys() - set(theirs), matches)
+        roots, spellings = root_differences(known, left, rule), spelling_differences(left)
+        if matches.head is not None:
+            num_by_head = len(ours) - num_equal
+            roots = (applied(matches.head, num_by_head), *roots)
     rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
-    cps_at = np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))
+    rates = cps[np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))]
+    file_paths = theirs if rule.bare else ours  # what has no extension is no path
     report = AlignmentReport(
         split=source.name,
         num_embeddings=len(source.file_paths) + len(source.problems),
         num_cps=len(table.file_paths) + len(table.problems),
         num_aligned=len(ours),
-        num_exact=len(ours) - num_by_suffix,
-        num_by_suffix=num_by_suffix,
+        num_exact=num_equal,
+        num_by_suffix=num_by_head,
+        num_by_setting=len(ours) - num_equal - num_by_head,
         dropped=drops.report(),
+        roots=roots,
+        spellings=spellings,
+        warnings=_warnings(file_paths, rates, zero[rows]),
     )
-    return AlignedSplit(source.name, ours, cps[cps_at], source.embeddings, rows, report)
+    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops)
 
 
 def num_lost(report: AlignmentReport) -> int:
@@ -154,7 +173,7 @@ class _Keys:
     def resolve(
         self,
         usable: npt.NDArray[np.bool_],
-        drops: "_Drops",
+        drops: Drops,
         side: Side,
         same: Callable[[int, int], bool],
         lines: npt.NDArray[np.int64] | None = None,
@@ -169,63 +188,53 @@ class _Keys:
             where = key if lines is None else f"{key} (lines {', '.join(str(lines[i]) for i in rows)})"
             if all(same(rows[0], i) for i in rows[1:]):
                 row_of[key] = rows[0]
-                if len(rows) > 1:
-                    drops.add(Reason.IDENTICAL_DUPLICATE, side, where, len(rows) - 1)
+                reason, left_out = Reason.IDENTICAL_DUPLICATE, rows[1:]
             else:
-                drops.add(Reason.CONFLICTING_DUPLICATE, side, where, len(rows))
+                reason, left_out = Reason.CONFLICTING_DUPLICATE, rows
+            for nth, i in enumerate(left_out):
+                drops.add(reason, side, key, None if nth else where, line=0 if lines is None else int(lines[i]))
         return row_of
 
 
-def _add_unmatched(
-    drops: "_Drops",
-    usable: tuple[Set[str], Set[str]],
-    served: tuple[list[str], list[str]],
-    matched: tuple[set[str], set[str]],
-) -> None:
-    """Usable keys that are not served. Pairs are (ours, theirs). Ambiguous: another of that file name found no partner either."""
-    left = [(usable[side] - set(served[side])) if len(usable[side]) > len(served[side]) else set() for side in (0, 1)]
-    names = [{_name_of(key) for key in left[side] - matched[side]} for side in (0, 1)]
+def _add_unmatched(drops: Drops, ours: set[str], theirs: set[str], matches: Matches) -> Sides:
+    """Put usable keys that are not served to the drops. Returns those without a partner, of each side."""
+    left: list[set[str]] = []
+    partnered = matches.equal.union(matches.partners), matches.equal.union(matches.partners.values())
     reasons: tuple[tuple[Side, Reason], ...] = (("embedding", Reason.NO_CPS), ("cps", Reason.NO_EMBEDDING))
-    for side, (name, missing) in enumerate(reasons):
-        for key in sorted(left[side]):
-            ambiguous = key not in matched[side] and _name_of(key) in names[1 - side]
-            drops.add(Reason.AMBIGUOUS_PATH if ambiguous else missing, name, key)
+    for (side, missing), keys, with_partner, related in zip(reasons, (ours, theirs), partnered, matches.related, strict=True):
+        for key in sorted(keys):
+            reason = Reason.PARTNER_DROPPED if key in with_partner else Reason.AMBIGUOUS_PATH if key in related else missing
+            drops.add(reason, side, key)
+        left.append(keys - with_partner)
+    return left[0], left[1]
 
 
-def _name_of(key: str) -> str:
-    return key.rpartition("/")[2]
+def _warnings(file_paths: list[str], rates: npt.NDArray[np.float32], zero: npt.NDArray[np.bool_]) -> tuple[Dropped, ...]:
+    """What is served, and looks wrong."""
+    low, high = USUAL_CPS
+    unusual = np.flatnonzero((rates < low) | (rates > high)).tolist()
+    zeros = np.flatnonzero(zero).tolist()
+    rate_examples = tuple(f"{file_paths[i]}: {rates[i]}" for i in unusual[:MAX_EXAMPLES])
+    zero_examples = tuple(file_paths[i] for i in zeros[:MAX_EXAMPLES])
+    found = (
+        Dropped(reason=UNUSUAL_CPS, count=len(unusual), examples=rate_examples, side="cps"),
+        Dropped(reason=ZERO_EMBEDDING, count=len(zeros), examples=zero_examples, side="embedding"),
+    )
+    return tuple(warning for warning in found if warning.count)
 
 
-def finite_rows(embeddings: Embeddings) -> npt.NDArray[np.bool_]:
-    """Which rows hold finite numbers only. (M, D) float32 -> (M,) bool."""
-    finite = np.empty(len(embeddings), np.bool_)
+def judge_rows(embeddings: Embeddings) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Which rows hold finite numbers only, and which nothing but zeros. (M, D) float32 -> (M,) bool, (M,) bool."""
+    finite, zero = np.empty(len(embeddings), np.bool_), np.zeros(len(embeddings), np.bool_)
     step = rows_per_chunk(embeddings.shape[1])
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for low in range(0, len(embeddings), step):
             rows = embeddings[low : low + step]
-            # The sum of squares is finite only if every number is; it may overflow where they are, so look again there.
-            here = np.isfinite(np.einsum("ij,ij->i", rows, rows))
+            # The sum of squares is finite only if every number is, and 0 if all are; it may overflow or vanish, so look again.
+            squares = np.einsum("ij,ij->i", rows, rows)
+            here = np.isfinite(squares)
             here[~here] = np.isfinite(rows[~here]).all(axis=1)
             finite[low : low + step] = here
-    return finite
-
-
-class _Drops:
-    """Counts and first examples by reason and side."""
-
-    def __init__(self) -> None:
-        self._found: dict[tuple[Reason, Side], tuple[int, list[str]]] = {}
-
-    def add(self, reason: Reason, side: Side, example: str, count: int = 1) -> None:
-        total, examples = self._found.get((reason, side), (0, []))
-        if len(examples) < MAX_EXAMPLES:
-            examples.append(example)
-        self._found[reason, side] = (total + count, examples)
-
-    def report(self) -> tuple[Dropped, ...]:
-        order = list(Reason)
-        found = sorted(self._found.items(), key=lambda item: (item[0][1] != "embedding", order.index(item[0][0])))
-        return tuple(
-            Dropped(reason=reason.code, count=count, examples=tuple(examples), side=side)
-            for (reason, side), (count, examples) in found
-        )
+            for i in np.flatnonzero(squares == 0):
+                zero[low + i] = not rows[i].any()
+    return finite, zero

@@ -1,15 +1,19 @@
 """Read the source and the CPS tables that the settings name, and align every split."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
+
+import numpy as np
 
 from cpstream_client.contract.bodies import AlignmentReport
 
 from ..errors import AlignmentError
-from ..settings import DataSettings
-from ..sources.cps_table import read_cps_table
+from ..settings import DataSettings, parse_root
+from ..sources.cps_table import CpsTable, read_cps_table
 from ..sources.read import cps_path, read_source
+from ..sources.rows import HARMLESS, Reason, SourceSplit
 from .align import AlignedSplit, align, find_leaks, num_lost
+from .match import MatchRule, normalise_paths
 
 
 def align_all(settings: DataSettings, *, progress: bool = False) -> list[AlignedSplit]:
@@ -22,12 +26,74 @@ def align_all(settings: DataSettings, *, progress: bool = False) -> list[Aligned
         if not path.exists():
             read_cps_table(path)
     source = read_source(settings, progress=progress)
-    aligned = []
-    for name in list(source):
-        table = read_cps_table(cps_path(settings, name), settings.path_column, settings.cps_column)
-        aligned.append(align(source.pop(name), table))
+    rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
+    if "{split}" in settings.cps_csv:
+        aligned = []
+        for name in list(source):
+            table = read_cps_table(cps_path(settings, name), settings.path_column, settings.cps_column)
+            aligned.append(align(source.pop(name), table, rule))
+    else:
+        table = read_cps_table(cps_path(settings, ""), settings.path_column, settings.cps_column)
+        aligned = _by_one_table(source, table, rule)
+        if settings.splits and any(map(_loses_cps_rows, aligned)):
+            of_others = _paths_of_other_splits(settings, rule)
+            if of_others:
+                aligned = _by_one_table(read_source(settings, progress=progress), table, rule, of_others)
     leaks = find_leaks(aligned)
     return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
+
+
+def _by_one_table(
+    source: dict[str, SourceSplit], table: CpsTable, rule: MatchRule, of_others: Set[str] = frozenset()
+) -> list[AlignedSplit]:
+    """Align splits with one table. Rows of another split, or of those of `of_others`, are none of this one's. Empties `source`."""
+    if len(source) > 1:
+        rule = replace(rule, same_root=False)  # which split a row is of must be said by its whole path
+    names = {name: _names_of(split, rule) for name, split in source.items()}
+    aligned = []
+    for name in list(source):
+        split = source.pop(name)
+        elsewhere = set(of_others).union(*(keys for other, keys in names.items() if other != name)) - names[name]
+        own = _without(table, elsewhere, rule.with_bare_keys() if split.bare_keys else rule) if elsewhere else table
+        aligned.append(align(split, own, rule))
+    return aligned
+
+
+def _loses_cps_rows(split: AlignedSplit) -> bool:
+    return any(entry.side == "cps" and entry.reason == Reason.NO_EMBEDDING.code for entry in split.report.dropped)
+
+
+def _paths_of_other_splits(settings: DataSettings, rule: MatchRule) -> set[str]:
+    """What splits of the source that are not asked for are compared by: one table for all of them is not lost for a few."""
+    source = read_source(replace(settings, splits=()))
+    return set().union(*(_names_of(split, rule) for name, split in source.items() if name not in settings.splits))
+
+
+def _names_of(split: SourceSplit, rule: MatchRule) -> set[str]:
+    paths = normalise_paths(split.file_paths + [problem.file_path for problem in split.problems if problem.file_path is not None])
+    if split.bare_keys:
+        rule = rule.with_bare_keys()
+    return set(paths) if rule.plain else {rule.compared(path, split.bare_keys) for path in paths}
+
+
+def _without(table: CpsTable, names: Set[str], rule: MatchRule) -> CpsTable:
+    """The table without the rows of these names."""
+    paths = normalise_paths(table.file_paths)
+    kept = [i for i, path in enumerate(paths) if (path if rule.plain else rule.compared(path)) not in names]
+    at = np.array(kept, np.int64)
+    return CpsTable(
+        table.path,
+        [table.file_paths[i] for i in kept],
+        table.cps[at],
+        table.lines[at],
+        {new: table.bad_texts[old] for new, old in enumerate(kept) if old in table.bad_texts},
+        [problem for problem in table.problems if problem.file_path is None or _name(problem.file_path, rule) not in names],
+    )
+
+
+def _name(path: str, rule: MatchRule) -> str:
+    (key,) = normalise_paths([path])
+    return key if rule.plain else rule.compared(key)
 
 
 def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
@@ -37,13 +103,14 @@ def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
         if not report.num_aligned:
             raise AlignmentError(
                 f"split {report.split!r} aligns nothing: none of its {report.num_embeddings} embeddings finds a value among the "
-                f"{report.num_cps} rows of {cps_path(settings, report.split)}: {_reasons(report)}; correct the paths, or --cps-csv",
+                f"{report.num_cps} rows of {cps_path(settings, report.split)}: {_reasons(report)}; {_remedy(report)}",
                 reports,
             )
     lost = [report for report in reports if num_lost(report)]
     if settings.strict and lost:
+        count = sum(map(num_lost, lost))
         raise AlignmentError(
-            f"--strict, and alignment dropped {sum(map(num_lost, lost))} rows: "
+            f"--strict, and alignment dropped {count} {'row' if count == 1 else 'rows'}: "
             + "; ".join(f"split {report.split!r}: {_reasons(report)}" for report in lost)
             + "; correct the data, or leave --strict out",
             reports,
@@ -51,5 +118,23 @@ def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
 
 
 def _reasons(report: AlignmentReport) -> str:
-    texts = (f"{entry.count} {entry.reason} (first: {entry.examples[0]})" for entry in report.dropped)
-    return ", ".join(texts) or "there are no rows"
+    lost = [entry for entry in report.dropped if entry.reason not in HARMLESS] or report.dropped
+    return ", ".join(f"{entry.count} {entry.reason} (first: {entry.examples[0]})" for entry in lost) or "there are no rows"
+
+
+_PATHS_AT_FAULT = frozenset({reason.code for reason in (Reason.NO_CPS, Reason.NO_EMBEDDING, Reason.AMBIGUOUS_PATH)})
+
+
+def _remedy(report: AlignmentReport) -> str:
+    """What to do where nothing aligns, most likely first."""
+    if report.roots:
+        options = " ".join(dict.fromkeys(option for root in report.roots for option in root.options))
+        count = sum(root.count for root in report.roots)
+        return f"the paths differ by their roots: {options} matches {count} rows, if these folders hold the same recordings"
+    if report.spellings:
+        first = max(report.spellings, key=lambda spelling: spelling.count)
+        return f"{first.count} paths differ in {first.differs_in} only, {first.examples[0]}: {first.remedy}"
+    at_fault = sum(entry.count for entry in report.dropped if entry.reason in _PATHS_AT_FAULT)
+    if at_fault and at_fault >= sum(entry.count for entry in report.dropped) - at_fault:
+        return "correct the paths, or --cps-csv"
+    return "correct these rows"

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from tqdm import tqdm
 
-from ..align.align import finite_rows
+from ..align.align import judge_rows
 from ..errors import DataError
 from ..settings import DataSettings
 from ..sources.npy import read_npy
@@ -80,7 +80,7 @@ def ingest(
                     metadatas = [{"split": name, "file_path": split.file_paths[i]} for i in rows]
                     written += writer.put(ids, split.embeddings[rows], metadatas)
                     bar.update(len(rows))
-            usable = int(finite_rows(split.embeddings).sum())
+            usable = int(judge_rows(split.embeddings)[0].sum())
             console.print(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there")
             left_out = len(split.problems) + len(split.file_paths) - usable
             if left_out:
@@ -97,7 +97,7 @@ def ingest(
 
 def _batches(split: SourceSplit) -> Iterator[tuple[list[str], npt.NDArray[np.int64]]]:
     """Ids and rows of the split, some at a time. An id is made of split and path, so that a second run finds the same."""
-    rows = np.flatnonzero(finite_rows(split.embeddings))
+    rows = np.flatnonzero(judge_rows(split.embeddings)[0])
     seen: Counter[str] = Counter()
     for low in range(0, len(rows), BATCH_ROWS):
         batch = rows[low : low + BATCH_ROWS]

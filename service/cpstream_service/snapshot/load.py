@@ -77,6 +77,8 @@ def identity_of(settings: DataSettings) -> str:
         str(cps_path(settings, "{split}").resolve()),
         settings.path_column,
         settings.cps_column,
+        settings.match,
+        settings.map_root,
         settings.splits,
     )
 

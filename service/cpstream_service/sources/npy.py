@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from string import whitespace
 from typing import IO, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from .rows import ALL, ByteRows, Reason, RowProblem, SourceSplit, common_dimensi
 
 FILE_NAME = "numpy_embs.npy"
 _MAX_AXES = 8
-_IN_EMPTY_PATHS = frozenset("./\\")
+_IN_EMPTY_PATHS = frozenset("./\\" + whitespace)
 _LAYOUT = 'np.save(path, {split: [{"embedding": list or array, "file_path": str}, ...]})'
 
 

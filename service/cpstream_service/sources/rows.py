@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
+from string import whitespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ class Reason(Enum):
 
     NO_CPS = ("no-cps", "The embedding has no CPS row with a valid value.")
     NO_EMBEDDING = ("no-embedding", "The CPS row has no usable embedding.")
-    AMBIGUOUS_PATH = ("ambiguous-path", "The path matches only by its end, and more than one row could be meant.")
+    AMBIGUOUS_PATH = ("ambiguous-path", "The path is another's only by its end, and not for certain: see --map-root.")
+    PARTNER_DROPPED = ("partner-dropped", "The row that belongs to it was dropped; it is counted there.")
     CONFLICTING_DUPLICATE = ("conflicting-duplicate", "Rows of the same path hold different values; none of them is used.")
     IDENTICAL_DUPLICATE = ("identical-duplicate", "Rows of the same path hold the same values; the first one is used.")
     INVALID_CPS = ("invalid-cps", "The CPS is not a finite positive number.")
@@ -33,8 +35,8 @@ class Reason(Enum):
 ALL = "all"
 """The one split of a source whose records name none."""
 
-HARMLESS = frozenset({Reason.IDENTICAL_DUPLICATE.code})
-"""Reasons that lose no sample, so that strict lets them pass."""
+HARMLESS = frozenset({Reason.IDENTICAL_DUPLICATE.code, Reason.PARTNER_DROPPED.code})
+"""Reasons that lose no further sample, so that strict does not count them."""
 
 
 @contextmanager
@@ -99,19 +101,21 @@ class SourceSplit:
     """The embeddings of one split as a source holds them, in its order.
 
     embeddings (M, D) float32 and the M paths are the usable rows; problems are the others, D being the most common dimension.
+    bare_keys: the paths have no extension, as ids have none; what is served then is the path that the CPS table has.
     """
 
     name: str
     file_paths: list[str]
     embeddings: Embeddings
     problems: list[RowProblem] = field(default_factory=list)
+    bare_keys: bool = False
 
 
 def path_problem(value: object) -> str | None:
     """What keeps a value from being a file path, or None if it is one."""
     if not isinstance(value, str):
         return f"file_path is {getattr(value, 'kind', type(value).__name__)}, not a string"
-    if not value.strip("./\\"):
+    if not value.strip().removeprefix("file://").strip("./\\" + whitespace):
         return f"file_path {value!r} names no file" if value else "file_path is empty"
     if not value.isascii():
         try:

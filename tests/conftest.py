@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,13 +69,15 @@ def bound(port: int = 0) -> socket.socket:
 
 
 @contextmanager
-def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio") -> Iterator[str]:
-    """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end."""
+def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio", **config: Any) -> Iterator[str]:
+    """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end.
+
+    config: further settings of uvicorn; with ssl_certfile the URL is one of https.
+    """
     sock = bound(port)
-    url = "http://{}:{}".format(*sock.getsockname())
-    server = UvicornServer(
-        uvicorn.Config(app, loop=loop, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1)
-    )
+    url = ("https" if "ssl_certfile" in config else "http") + "://{}:{}".format(*sock.getsockname())
+    settings = {"loop": loop, "http": "httptools", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
+    server = UvicornServer(uvicorn.Config(app, **{**settings, **config}))
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")
     thread.start()
     while not server.started and thread.is_alive():

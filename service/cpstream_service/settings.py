@@ -32,19 +32,37 @@ def parse_root(text: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings:
+class ChromaSettings:
+    """A Chroma server, and what in it."""
+
+    chroma_url: str | None = None
+    """URL of a Chroma server, http or https, with any prefix; instead of --source-path."""
+    chroma_host: str | None = None
+    """Host of a Chroma server without TLS, instead of --chroma-url."""
+    chroma_port: int = 8000
+    """Port of the Chroma server at --chroma-host."""
+    chroma_token_file: Path | None = None
+    """File of the token that the Chroma server wants."""
+    chroma_headers_file: Path | None = None
+    """File of further HTTP headers for the Chroma server, one a line: Name: value."""
+    chroma_ca_file: Path | None = None
+    """Certificates (PEM) that the Chroma server's is checked by; those of the system when not given."""
+    chroma_tenant: str = "default_tenant"
+    """Chroma's tenant."""
+    chroma_database: str = "default_database"
+    """Chroma's database within the tenant."""
+    collection_name: str = "speed_embeddings"
+    """Chroma collection that holds the embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(ChromaSettings):
     """Where the data lies and how it is aligned."""
 
     source_type: Literal["npy", "chromadb"] = "npy"
     """Kind of source: npy (a folder with numpy_embs.npy) or chromadb (a Chroma folder or server)."""
     source_path: Path | None = None
     """Folder of numpy_embs.npy, or of a Chroma database (PersistentClient)."""
-    chroma_host: str | None = None
-    """Host of a Chroma server, instead of --source-path."""
-    chroma_port: int = 8000
-    """Port of the Chroma server."""
-    collection_name: str = "speed_embeddings"
-    """Chroma collection that holds the embeddings."""
     cps_csv: str = "{split}_cps.csv"
     """Path of the CPS tables, {split} standing for the split. A bare file name is looked for in --source-path."""
     path_column: str = "audio_path"

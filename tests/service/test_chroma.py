@@ -12,8 +12,9 @@ from data import chroma_port, cps_of, make_rows, make_settings, running_chroma, 
 from cpstream_service.errors import AlignmentError, DataError, SourceUnavailableError
 from cpstream_service.settings import DataSettings
 from cpstream_service.snapshot.load import load
-from cpstream_service.sources import chroma
-from cpstream_service.sources.chroma import open_client, read_chroma
+from cpstream_service.sources.chroma import pages
+from cpstream_service.sources.chroma.client import open_client
+from cpstream_service.sources.chroma.read import read_chroma
 
 ROWS = {"train": make_rows(30), "dev": make_rows(7, seed=1)}
 Fill = Callable[..., DataSettings]
@@ -71,7 +72,7 @@ def test_the_same_data_has_the_same_fingerprint_wherever_it_lies(fill: Fill, tmp
 
 @pytest.mark.parametrize("page_rows", [1, 7, 30, 37, 38])
 def test_pages(fill: Fill, page_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chroma, "PAGE_ROWS", page_rows)
+    monkeypatch.setattr(pages, "PAGE_ROWS", page_rows)
     settings = fill(records(ROWS))
     for splits in ((), ("dev",), ("train", "dev")):
         read = read_chroma(replace(settings, splits=splits))
@@ -96,6 +97,7 @@ def test_records_without_a_path(fill: Fill) -> None:
         [
             f"record 'id{at[0]}': it has no metadata 'file_path'",
             f"record 'id{at[1]}': file_path is int, not a string",
+            f"record 'id{at[2]}': it has no metadata 'split'",
         ]
     )
 
@@ -130,18 +132,33 @@ def test_records_without_a_split(fill: Fill) -> None:
         load(fill({"ids": []}, splits=("train",)))
 
 
-def test_a_collection_that_changes_while_it_is_read(fill: Fill, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = fill(records(ROWS))
-    original = chroma._by_split
-
-    def add_one(reader: Any, splits: Any) -> Any:
-        added = {"ids": ["late"], "embeddings": [[0.0] * 8], "metadatas": [{"split": "dev", "file_path": "late.wav"}]}
-        reader._collection.add(**added)
-        return original(reader, splits)
-
-    monkeypatch.setattr(chroma, "_by_split", add_one)
-    with pytest.raises(DataError, match="changed while it was read; start again after"):
-        load(settings)
+def test_records_of_no_split_are_counted(fill: Fill) -> None:
+    added = records(ROWS)
+    at = [i for i, metadata in enumerate(added["metadatas"]) if metadata["split"] == "train"]
+    del added["metadatas"][at[0]]["split"]
+    added["metadatas"][at[1]]["split"] = 3
+    added["metadatas"][at[2]]["split"] = ""
+    added["metadatas"][at[3]] = None
+    settings = fill(added)
+    for splits in ((), ("train", "dev"), ("train",)):
+        read = read_chroma(replace(settings, splits=splits))
+        by_name = {name: [str(problem) for problem in split.problems] for name, split in read.items()}
+        first = next(iter(read))
+        assert sorted(by_name.pop(first)) == sorted(
+            [
+                f"record 'id{at[0]}' ({added['metadatas'][at[0]]['file_path']}): it has no metadata 'split'",
+                f"record 'id{at[1]}' ({added['metadatas'][at[1]]['file_path']}): its metadata 'split' is int, not a string",
+                f"record 'id{at[2]}' ({added['metadatas'][at[2]]['file_path']}): its metadata 'split' is empty",
+                f"record 'id{at[3]}': it has no metadata 'split'",
+            ]
+        )
+        assert not any(by_name.values())
+        assert len(read["train"].file_paths) == 26
+    reports = load(settings).snapshot.reports.values()
+    dropped = [(entry.reason, entry.count) for report in reports for entry in report.dropped if entry.side == "embedding"]
+    assert dropped == [("no-split", 4)]
+    with pytest.raises(AlignmentError, match="4 no-split"):
+        load(replace(settings, strict=True))
 
 
 def test_a_folder_that_holds_no_database(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ from data import chroma_port, make_rows, make_settings, write_cps, write_dataset
 
 from cpstream_service.cli.ingest import ingest
 from cpstream_service.errors import DataError
-from cpstream_service.settings import DataSettings
+from cpstream_service.settings import ChromaSettings, DataSettings
 from cpstream_service.snapshot.load import load
-from cpstream_service.sources.chroma import open_client, read_chroma
+from cpstream_service.sources.chroma.client import open_client
+from cpstream_service.sources.chroma.read import read_chroma
 
 ROWS = {"train": make_rows(40), "dev": make_rows(9, seed=1)}
 
@@ -57,7 +58,8 @@ def test_from_the_command_line(source: Path, target: DataSettings, capsys: pytes
 
 def test_into_a_server(source: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
     port = request.getfixturevalue("chroma_port")
-    ingest(source / "numpy_embs.npy", chroma_host="127.0.0.1", chroma_port=port, collection_name="ingested", splits=("dev",))
+    server = ChromaSettings(chroma_host="127.0.0.1", chroma_port=port, collection_name="ingested")
+    ingest(source / "numpy_embs.npy", server=server, splits=("dev",))
     assert capsys.readouterr().out == "dev: 9 rows, 9 written, 0 were there\n"
     settings = make_settings(
         source, source_type="chromadb", chroma_host="127.0.0.1", chroma_port=port, collection_name="ingested", splits=("dev",)
@@ -114,10 +116,10 @@ def test_duplicates_stay_what_they_are(source: Path, target: DataSettings) -> No
 
 
 def test_where_to(source: Path, target: DataSettings) -> None:
-    with pytest.raises(DataError, match="set --chroma-path to a folder, or --chroma-host to a server, one of the two"):
+    with pytest.raises(DataError, match="set --chroma-path to a folder, or --chroma-url to a server, one of the two"):
         ingest(source)
     with pytest.raises(DataError, match="one of the two"):
-        ingest(source, chroma_path=target.source_path, chroma_host="localhost")
+        ingest(source, chroma_path=target.source_path, server=ChromaSettings(chroma_host="localhost"))
     with pytest.raises(DataError, match=r"numpy_embs.npy has no split 'nope'"):
         ingest(source, chroma_path=target.source_path, splits=("nope",))
     write_npy(source, {"train": make_rows(3, dimension=5)})
@@ -131,7 +133,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from cpstream_service.cli import ingest
-from cpstream_service.sources.chroma import Writer
+from cpstream_service.sources.chroma.write import Writer
 
 left = int(sys.argv[3])
 put = Writer.put

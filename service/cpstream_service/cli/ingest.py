@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -13,21 +14,21 @@ from tqdm import tqdm
 
 from ..align.align import judge_rows
 from ..errors import DataError
-from ..settings import DataSettings
+from ..settings import ChromaSettings, DataSettings
+from ..sources.chroma.address import server_url
 from ..sources.npy import read_npy
 from ..sources.read import npy_path
 from ..sources.rows import SourceSplit
 
 BATCH_ROWS = 1000
+_SERVER = ChromaSettings()
 
 
 def ingest(
     source_path: Path,
     *,
     chroma_path: Path | None = None,
-    chroma_host: str | None = None,
-    chroma_port: int = 8000,
-    collection_name: str = "speed_embeddings",
+    server: Annotated[ChromaSettings, Parameter(name="*")] = _SERVER,
     splits: Annotated[tuple[str, ...], Parameter(negative=())] = (),
 ) -> int:
     """Put the embeddings of numpy_embs.npy into a Chroma collection, in a folder or on a server.
@@ -40,6 +41,7 @@ def ingest(
     cpstream ingest data/processed/embeddings --chroma-path chroma
     cpstream ingest data/processed/embeddings --chroma-host localhost --chroma-port 8001
     cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train --splits dev
+    cpstream ingest data/processed/embeddings --chroma-url https://example.org/chroma --chroma-token-file token
     ```
 
     Parameters
@@ -48,26 +50,15 @@ def ingest(
         Folder of numpy_embs.npy.
     chroma_path
         Folder of the Chroma database; made if there is none.
-    chroma_host
-        Host of a Chroma server, instead of --chroma-path.
-    chroma_port
-        Port of the Chroma server.
-    collection_name
-        Collection to fill; made if there is none.
     splits
         Splits to ingest; all by default.
     """
-    from ..sources.chroma import open_client, open_collection  # chromadb takes a second to import
+    from ..sources.chroma.client import open_client  # chromadb takes a second to import
+    from ..sources.chroma.write import open_collection
 
-    if (chroma_path is None) == (chroma_host is None):
-        raise DataError("where to ingest to: set --chroma-path to a folder, or --chroma-host to a server, one of the two")
-    target = DataSettings(
-        source_type="chromadb",
-        source_path=chroma_path,
-        chroma_host=chroma_host,
-        chroma_port=chroma_port,
-        collection_name=collection_name,
-    )
+    if (chroma_path is None) == (server_url(server) is None):
+        raise DataError("where to ingest to: set --chroma-path to a folder, or --chroma-url to a server, one of the two")
+    target = DataSettings(source_type="chromadb", source_path=chroma_path, **asdict(server))
     source = read_npy(npy_path(DataSettings(source_path=source_path)), splits, progress=True)
     console = Console(soft_wrap=True, markup=False, highlight=False)
     with open_client(target, create=True) as client:

@@ -18,6 +18,7 @@ from ..align.align import AlignedSplit
 from ..align.splits import align_all, refuse
 from ..errors import DataError, SourceUnavailableError
 from ..settings import DataSettings
+from ..sources.chroma.address import server_url
 from ..sources.read import cps_path, npy_path
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import HEX_DIGITS, dataset_fingerprint, file_hash, split_fingerprint
@@ -72,8 +73,9 @@ def identity_of(settings: DataSettings) -> str:
         FORMAT,
         settings.source_type,
         str(source_path.resolve()) if source_path else None,
-        (settings.chroma_host, settings.chroma_port) if settings.chroma_host else None,
-        settings.collection_name if settings.source_type == "chromadb" else None,
+        (server_url(settings), settings.chroma_tenant, settings.chroma_database, settings.collection_name)
+        if settings.source_type == "chromadb"
+        else None,
         str(cps_path(settings, "{split}").resolve()),
         settings.path_column,
         settings.cps_column,

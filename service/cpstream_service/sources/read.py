@@ -12,7 +12,7 @@ def read_source(settings: DataSettings, *, progress: bool = False) -> dict[str, 
     """The embeddings of every split of the settings, or of all that the source holds."""
     if settings.source_type == "npy":
         return read_npy(npy_path(settings), settings.splits, progress=progress)
-    from .chroma import read_chroma  # chromadb takes a second to import
+    from .chroma.read import read_chroma  # chromadb takes a second to import
 
     return read_chroma(settings, progress=progress)
 

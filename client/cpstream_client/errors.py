@@ -4,7 +4,7 @@
     ├── TransportError          retried: the connection failed, stalled, was cut or delivered damaged bytes
     │   └── CorruptedError      a checksum, a row count, a frame or a member of a JSON body is wrong
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
-    │   ├── UnavailableError    retried: overloaded, not-ready, draining (503), a gateway's 429/502/503/504, internal (500)
+    │   ├── UnavailableError    retried: the service's own 503, a gateway's 429/502/503/504, internal (500)
     │   ├── UnauthorizedError   401: no token, or a wrong one
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
@@ -111,6 +111,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,
     ErrorCode.OVERLOADED.code: UnavailableError,
+    ErrorCode.STORAGE_FAILED.code: UnavailableError,
     ErrorCode.NOT_READY.code: UnavailableError,
     ErrorCode.DRAINING.code: UnavailableError,
     ErrorCode.INTERNAL.code: UnavailableError,

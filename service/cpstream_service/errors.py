@@ -127,6 +127,12 @@ class Overloaded(RequestError):
     code = ErrorCode.OVERLOADED
 
 
+class StorageFailed(RequestError):
+    """What the reply is made from cannot be written to the service's disk. The log says why, the reply does not."""
+
+    code = ErrorCode.STORAGE_FAILED
+
+
 class Draining(RequestError):
     """The service is shutting down."""
 

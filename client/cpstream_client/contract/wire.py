@@ -141,6 +141,7 @@ class ErrorCode(Enum):
     NOT_ACCEPTABLE = ("not-acceptable", 406, "No such representation")
     PAYLOAD_TOO_LARGE = ("payload-too-large", 413, "The request or its reply is too large")
     OVERLOADED = ("overloaded", 503, "Too many requests at once")
+    STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")
     NOT_READY = ("not-ready", 503, "The data is still being loaded")
     DRAINING = ("draining", 503, "The service is shutting down")
     INTERNAL = ("internal", 500, "An error inside the service")

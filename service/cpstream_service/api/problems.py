@@ -42,6 +42,8 @@ MEANINGS: dict[ErrorCode, str] = {
     "and how to ask for less at a time.",
     ErrorCode.OVERLOADED: "As many batch streams are open as this service allows. Ask again after Retry-After seconds, or ask "
     "another replica.",
+    ErrorCode.STORAGE_FAILED: "The disk beside the snapshot has no room for what the reply is made from, such as the float16 copy. "
+    "The service's log says where. Ask again after Retry-After seconds, or for float32.",
     ErrorCode.NOT_READY: "The data is still being loaded. Ask again after Retry-After seconds.",
     ErrorCode.DRAINING: "The service has been told to stop and lets open streams finish. Ask another replica, or again after "
     "Retry-After seconds.",

@@ -7,25 +7,26 @@ filled again only when nothing refers to it any more: uvicorn's `send` returns w
 """
 
 import asyncio
-import tempfile
+import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import BatchQuery, Column, Dtype, stream_metadata
 
-from ..errors import InvalidParameter, Overloaded, PayloadTooLarge
+from ..errors import Overloaded, PayloadTooLarge, StorageFailed
 from ..settings import ServeSettings
+from ..snapshot.exports import half_precision
 from ..snapshot.store import Snapshot, Split
 from .frames import END_OF_STREAM
 from .gather import Columns, Floats, reply, schema_message
 from .orders import OrderCache
 from .residency import Residency
+
+logger = logging.getLogger("cpstream.service")
 
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
@@ -112,12 +113,24 @@ class BatchServer:
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         embeddings: Floats = split.embeddings
         if dtype == "float16":
-            if split.name not in self._half:
-                loop = asyncio.get_running_loop()
-                self._half[split.name] = loop.run_in_executor(self._executor, _half_precision, split.embeddings)
-            embeddings = await asyncio.shield(self._half[split.name])
-            self._residency.prepare(embeddings)
+            embeddings = await self._half_precision(split)
         return Columns(embeddings, split.cps, split.file_paths, names)
+
+    async def _half_precision(self, split: Split) -> Floats:
+        made = self._half.get(split.name)
+        if made is None:
+            loop = asyncio.get_running_loop()
+            made = self._half[split.name] = loop.run_in_executor(self._executor, half_precision, split)
+        try:
+            embeddings = await asyncio.shield(made)
+        except OSError as error:
+            if self._half.pop(split.name, None) is made:  # tried again by the next request
+                logger.error("cannot make the float16 copy of split %r: %s", split.name, error)
+            raise StorageFailed(
+                "the service has no room for the float16 copy of this split; its log says where; ask for float32, or again later"
+            ) from error
+        self._residency.prepare(embeddings)
+        return embeddings
 
     @contextmanager
     def stream(self) -> Iterator[None]:
@@ -162,18 +175,3 @@ class BatchServer:
 
 def _batches(plan: Plan, order: Indices, steps: range) -> Iterator[Indices]:
     return (plan.batch(order, step) for step in steps)
-
-
-def _half_precision(embeddings: Floats) -> Floats:
-    """A float16 copy. (N, D) float32 -> (N, D) float16, in an unlinked temporary file that memory pressure can write out.
-
-    Converting on the way out was measured at a fifth of the speed of gathering what is already converted.
-    """
-    with tempfile.TemporaryFile() as file:
-        half: Floats = np.memmap(file, dtype=np.float16, mode="w+", shape=embeddings.shape)
-    with np.errstate(over="ignore"):
-        for low in range(0, len(embeddings), 4096):
-            half[low : low + 4096] = embeddings[low : low + 4096]
-            if np.isinf(half[low : low + 4096]).any():
-                raise InvalidParameter("dtype float16 cannot hold this split's embeddings: some exceed 65504; ask for float32")
-    return half

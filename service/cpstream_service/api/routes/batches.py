@@ -27,7 +27,7 @@ from .common import COMMON, SplitName, v1_router
 OFFERS = (wire.ARROW_STREAM, wire.JSON)
 _ARROW_CONTENT = {"schema": {"type": "string", "format": "binary"}}
 _EPOCH_ERRORS = (*COMMON, ErrorCode.PAYLOAD_TOO_LARGE)
-_BATCH_ERRORS = (*_EPOCH_ERRORS, ErrorCode.NOT_ACCEPTABLE, ErrorCode.OVERLOADED, ErrorCode.DRAINING)
+_BATCH_ERRORS = (*_EPOCH_ERRORS, ErrorCode.NOT_ACCEPTABLE, ErrorCode.OVERLOADED, ErrorCode.STORAGE_FAILED, ErrorCode.DRAINING)
 
 router = v1_router()
 

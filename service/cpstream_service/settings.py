@@ -59,10 +59,11 @@ class ChromaSettings:
 class DataSettings(ChromaSettings):
     """Where the data lies and how it is aligned."""
 
-    source_type: Literal["npy", "chromadb"] = "npy"
-    """Kind of source: npy (a folder with numpy_embs.npy) or chromadb (a Chroma folder or server)."""
+    source_type: Literal["npy", "chromadb", "npy-folder", "parquet", "kaldi"] = "npy"
+    """Kind of source: npy (a folder with numpy_embs.npy), chromadb (a Chroma folder or server), npy-folder (one .npy file each),
+    parquet (a file, a folder of them, or a saved Hugging Face dataset) or kaldi (an .scp or .ark of vectors)."""
     source_path: Path | None = None
-    """Folder of numpy_embs.npy, or of a Chroma database (PersistentClient)."""
+    """Folder or file of the source: of numpy_embs.npy, of a Chroma database, ...; {split} in it stands for the split."""
     cps_csv: str = "{split}_cps.csv"
     """Path of the CPS tables, {split} standing for the split. A bare file name is looked for in --source-path."""
     path_column: str = "audio_path"

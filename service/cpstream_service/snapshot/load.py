@@ -1,6 +1,6 @@
 """From the settings to an open snapshot: map it at once where nothing changed, or else read the source, align and write.
 
-An npy source is keyed by the content of its files. A Chroma database has no version of its content, so it is read at every start;
+A source in files is keyed by their content. A Chroma database has no version of its content, so it is read at every start;
 when it cannot be reached, the last good snapshot of the same settings serves.
 """
 
@@ -11,6 +11,7 @@ import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from blake3 import blake3
 
@@ -19,7 +20,7 @@ from ..align.splits import align_all, refuse
 from ..errors import DataError, SourceUnavailableError
 from ..settings import DataSettings
 from ..sources.chroma.address import server_url
-from ..sources.read import cps_path, npy_path
+from ..sources.read import cps_path, source_files
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import HEX_DIGITS, dataset_fingerprint, file_hash, split_fingerprint
 from .locks import remove_outdated, writing
@@ -53,7 +54,7 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
     try:
         settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
         with gc_paused():
-            loaded = _load_npy(settings, progress) if settings.source_type == "npy" else _load_chroma(settings, progress)
+            loaded = _load_chroma(settings, progress) if settings.source_type == "chromadb" else _load_files(settings, progress)
     except DataError:  # one of them is an OSError, too
         raise
     except OSError as error:
@@ -85,14 +86,14 @@ def identity_of(settings: DataSettings) -> str:
     )
 
 
-# npy
+# Files
 
 
-def _load_npy(settings: DataSettings, progress: bool) -> Loaded:
-    files = _npy_files(settings)
-    before = [_stat(path) for path in files]
-    hashes = [_content_hash(path, settings.snapshot_dir) for path in files]
-    key = _hash(identity_of(settings), hashes, [str(path) for path in files])
+def _load_files(settings: DataSettings, progress: bool) -> Loaded:
+    groups = _files_of(settings)
+    before = [[_stat(path) for path in group] for group in groups]
+    hashes = [_content_hash(group, settings.snapshot_dir) for group in groups]
+    key = _hash(identity_of(settings), hashes, [str(path) for group in groups for path in group])
     target = settings.snapshot_dir / key
     notes = []
     try:
@@ -107,19 +108,22 @@ def _load_npy(settings: DataSettings, progress: bool) -> Loaded:
             pass
         splits = align_all(settings, progress=progress)
         refuse(settings, [split.report for split in splits])
-        if [_stat(path) for path in files] != before:
-            raise DataError(f"{files[0]} or a CPS table beside it changed while it was read; start again when it is complete")
-        write_snapshot(settings.snapshot_dir, key, splits, source="npy", identity=identity_of(settings), progress=progress)
+        if [[_stat(path) for path in group] for group in _files_of(settings)] != before:
+            first = groups[0][0] if len(groups[0]) == 1 else settings.source_path
+            raise DataError(f"{first} or a CPS table beside it changed while it was read; start again when it is complete")
+        source = settings.source_type
+        write_snapshot(settings.snapshot_dir, key, splits, source=source, identity=identity_of(settings), progress=progress)
         return Loaded(open_snapshot(target), notes=[*notes, f"wrote snapshot {key}"])
 
 
-def _npy_files(settings: DataSettings) -> list[Path]:
-    """The files that shape the data: the npy and the CPS tables, as far as they exist."""
+def _files_of(settings: DataSettings) -> list[list[Path]]:
+    """The files that shape the data, as far as they exist: those of the source, and each CPS table."""
     if settings.splits:
         tables = [cps_path(settings, split) for split in settings.splits]
     else:
         tables = [Path(path) for path in sorted(glob.glob(glob.escape(str(cps_path(settings, "{split}"))).replace("{split}", "*")))]
-    return [path for path in (npy_path(settings), *tables) if path.is_file()]
+    groups = [source_files(settings), *([table] for table in tables)]
+    return [held for group in groups if (held := [path for path in group if path.is_file()])]
 
 
 def _stat(path: Path) -> list[int]:
@@ -127,24 +131,26 @@ def _stat(path: Path) -> list[int]:
     return [status.st_size, status.st_ino, status.st_dev, status.st_mtime_ns, status.st_ctime_ns]
 
 
-def _content_hash(path: Path, snapshot_dir: Path) -> str:
-    """Hash of a file's content, remembered with its size, inode and times so that an unchanged file is not read again.
+def _content_hash(files: list[Path], snapshot_dir: Path) -> str:
+    """Hash of the content of files, remembered with their sizes, inodes and times so that unchanged files are not read again.
 
     Safe because the kernel sets the ctime at every change and no program can set it back. A change within the clock's tick would
     not show, so a file that changed in the last seconds is not remembered.
     """
-    memory = snapshot_dir / f".content-{_hash(str(path.resolve()))}.json"
-    stat = _stat(path)
+    memory = snapshot_dir / f".content-{_hash(*(str(path.resolve()) for path in files))}.json"
+    stats = [_stat(path) for path in files]
+    stat: Any = stats[0] if len(stats) == 1 else _hash(stats)
     try:
         remembered = json.loads(memory.read_bytes())
         if remembered["stat"] == stat:
             return str(remembered["hash"])
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    content = file_hash(path)
-    if time.time() - max(stat[3:]) / 1e9 > _SETTLED_S and _stat(path) == stat:
+    hashes = [file_hash(path) for path in files]
+    content = hashes[0] if len(hashes) == 1 else _hash(*hashes)
+    if time.time() - max(max(each[3:]) for each in stats) / 1e9 > _SETTLED_S and [_stat(path) for path in files] == stats:
         temporary = memory.with_suffix(f".{secrets.token_hex(4)}.tmp")
-        temporary.write_text(json.dumps({"file": str(path), "stat": stat, "hash": content}))
+        temporary.write_text(json.dumps({"file": str(files[0]), "stat": stat, "hash": content}))
         temporary.replace(memory)
     return content
 

@@ -1,7 +1,10 @@
-"""What a file is that is not what its name says, from its first bytes: each with what to do about it."""
+"""What a file is, from its first bytes: the header of an .npy file, or what else it is and what to do about it."""
 
 import re
 from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
 
 from ..errors import DataError
 
@@ -37,6 +40,19 @@ def check_npy(path: Path, head: bytes, layout: str) -> None:
         if head.startswith(start):
             raise DataError(f"{path} is {kind}, not an .npy file; {remedy}")
     raise DataError(f"{path} is not an .npy file (it starts with {head[:6]!r}); write it with {layout}")
+
+
+def read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """(shape, dtype) of an .npy file, which is then read as far as its data. Raises EOFError, or ValueError."""
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
+        if "EOF: reading" in str(error):
+            raise EOFError("the header is cut off") from None
+        raise ValueError(f"its .npy header is damaged ({str(error).splitlines()[0][:80]})") from None
+    return shape, dtype
 
 
 def check_pointer(path: Path, head: bytes) -> None:

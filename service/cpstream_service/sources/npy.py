@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..errors import DataError, MissingFileError
-from .formats import HEAD_BYTES, check_npy
+from .formats import HEAD_BYTES, check_npy, read_npy_header
 from .pickled import NotAllowedError, load_pickle
 from .pickled_arrays import Array
 from .rows import ALL, ByteRows, Reason, RowProblem, SourceSplit, common_dimension, kind_of, path_problem
@@ -28,8 +28,10 @@ _IN_EMPTY_PATHS = frozenset("./\\" + whitespace)
 _LAYOUT = 'np.save(path, {split: [{"embedding": list or array, "file_path": str}, ...]})'
 
 
-def read_npy(path: Path, splits: Sequence[str] = (), *, progress: bool = False) -> dict[str, SourceSplit]:
-    """Read the splits asked for, or all of them. Executes nothing that the file says.
+def read_npy(
+    path: Path, splits: Sequence[str] = (), columns: Sequence[str] = (), *, progress: bool = False
+) -> dict[str, SourceSplit]:
+    """Read the splits asked for, or all of them. columns: further keys of the rows to keep. Executes nothing that the file says.
 
     Raises DataError when the file is missing, empty, truncated, hostile, or laid out otherwise, or lacks a split.
     """
@@ -42,7 +44,7 @@ def read_npy(path: Path, splits: Sequence[str] = (), *, progress: bool = False) 
     for name in list(content):
         if name not in names:
             del content[name]
-    found = {name: _read_split(path, name, content.pop(name), progress) for name in names}
+    found = {name: _read_split(path, name, content.pop(name), columns, progress) for name in names}
     found[names[0]].problems.extend(problems)
     return found
 
@@ -141,13 +143,11 @@ def _by_split(rows: Sequence[Any]) -> tuple[dict[str, Any], list[RowProblem]]:
 def _read_header(path: Path, file: IO[bytes]) -> None:
     """Read as far as the pickle; DataError if there is none."""
     try:
-        version = np.lib.format.read_magic(file)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read_header(file)
+        shape, dtype = read_npy_header(file)
+    except EOFError:
+        raise _truncated(path) from None
     except ValueError as error:
-        if "EOF" in str(error):
-            raise _truncated(path) from None
-        raise DataError(f"{path}: its .npy header is damaged ({error}); write it again: {_LAYOUT}") from None
+        raise DataError(f"{path}: {error}; write it again: {_LAYOUT}") from None
     if dtype != np.dtype(object):
         raise DataError(f"{path} is a plain array of {dtype} with shape {shape}, without file paths; write it with {_LAYOUT}")
 
@@ -159,16 +159,16 @@ def _truncated(path: Path) -> DataError:
 # Rows
 
 
-def _read_split(path: Path, name: str, rows: Any, progress: bool) -> SourceSplit:
+def _read_split(path: Path, name: str, rows: Any, columns: Sequence[str], progress: bool) -> SourceSplit:
     """The usable rows of a split. Empties `rows`, so that the file's objects and the result are not both held."""
     with suppress(ValueError):
         rows = rows.objects() if isinstance(rows, Array) else list(rows) if isinstance(rows, tuple) else rows
     if not isinstance(rows, list):
         raise DataError(f"{path}: split {name!r} holds {kind_of(rows)}, not a list of rows; write it with {_LAYOUT}")
-    return _uniform(name, rows) or _any_rows(name, rows, progress)
+    return _uniform(name, rows, columns) or _any_rows(name, rows, columns, progress)
 
 
-def _uniform(name: str, rows: list[Any]) -> SourceSplit | None:
+def _uniform(name: str, rows: list[Any], columns: Sequence[str]) -> SourceSplit | None:
     """The split if all its rows are sound vectors of float32 and of one dimension: without a Python loop, and without a copy."""
     try:
         file_paths = list(map(itemgetter("file_path"), rows))
@@ -182,15 +182,17 @@ def _uniform(name: str, rows: list[Any]) -> SourceSplit | None:
         return None
     if len(dimensions) != 1 or dimensions == {0}:
         return None
+    values = {column: [row.get(column) for row in rows] for column in columns}
     rows.clear()
-    return SourceSplit(name, file_paths, ByteRows(data, dimensions.pop()))
+    return SourceSplit(name, file_paths, ByteRows(data, dimensions.pop()), columns=values)
 
 
-def _any_rows(name: str, rows: list[Any], progress: bool) -> SourceSplit:
+def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool) -> SourceSplit:
     """The split row by row, each looked at by itself."""
     file_paths: list[str] = []
     vectors: list[Any] = []
     where: list[int] = []
+    values: list[list[Any]] = []
     problems: list[RowProblem] = []
     for i, row in enumerate(rows):
         rows[i] = None
@@ -205,6 +207,7 @@ def _any_rows(name: str, rows: list[Any], progress: bool) -> SourceSplit:
                 vectors.append(_numbers(vector))
                 file_paths.append(file_path)
                 where.append(i)
+                values.append([row.get(column) for column in columns])
                 continue
             except Exception as error:  # an array is whatever the pickle says
                 detail = str(error)
@@ -214,15 +217,16 @@ def _any_rows(name: str, rows: list[Any], progress: bool) -> SourceSplit:
     del rows[:]
 
     put = _Putter(name, len(vectors), common_dimension(map(len, vectors)))
-    kept: list[str] = []
+    kept: list[int] = []
     for i in tqdm(range(len(vectors)), f"{name}: to float32", disable=None if progress else True, delay=2, unit=" rows"):
         vector, vectors[i] = vectors[i], None
         problem = put(vector)
         if problem is None:
-            kept.append(file_paths[i])
+            kept.append(i)
         else:
             problems.append(RowProblem(problem[0], f"row {where[i]}", problem[1], file_paths[i]))
-    return SourceSplit(name, kept, put.out[: len(kept)], problems)
+    of_kept = {column: [values[i][j] for i in kept] for j, column in enumerate(columns)}
+    return SourceSplit(name, [file_paths[i] for i in kept], put.out[: len(kept)], problems, columns=of_kept)
 
 
 def _numbers(vector: Any) -> Any:

@@ -1,35 +1,116 @@
-"""The source and the CPS tables that the settings name."""
+"""The embeddings and the CPS tables that the settings name: each kind of source by its own module."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
 from ..settings import DataSettings
 from .npy import FILE_NAME, read_npy
-from .rows import SourceSplit
+from .places import base_folder, places
+from .rows import ALL, SourceSplit
 
 
-def read_source(settings: DataSettings, *, progress: bool = False) -> dict[str, SourceSplit]:
-    """The embeddings of every split of the settings, or of all that the source holds."""
-    if settings.source_type == "npy":
-        return read_npy(npy_path(settings), settings.splits, progress=progress)
-    from .chroma.read import read_chroma  # chromadb takes a second to import
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source that lies in files. what: what its path names, for messages.
 
-    return read_chroma(settings, progress=progress)
+    read(path, splits, columns, progress): the splits at one path; files(path): what they are read from.
+    """
+
+    what: str
+    read: Callable[[Path, Sequence[str], Sequence[str], bool], dict[str, SourceSplit]]
+    files: Callable[[Path], list[Path]]
+
+
+def _npy() -> Kind:
+    def read(path: Path, splits: Sequence[str], columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
+        return read_npy(npy_file(path), splits, columns, progress=progress)
+
+    return Kind(f"the folder that holds {FILE_NAME}", read, lambda path: [npy_file(path)])
+
+
+def _npy_folder() -> Kind:
+    from .npy_folder import WHAT, npy_folder_files, read_npy_folder
+
+    return Kind(WHAT, lambda path, splits, columns, progress: read_npy_folder(path, progress=progress), npy_folder_files)
+
+
+def _parquet() -> Kind:
+    from .parquet import WHAT, parquet_files, read_parquet
+
+    return Kind(WHAT, lambda path, splits, columns, progress: read_parquet(path, columns, progress=progress), parquet_files)
+
+
+def _kaldi() -> Kind:
+    from .kaldi import WHAT, kaldi_files, read_kaldi
+
+    return Kind(WHAT, lambda path, splits, columns, progress: read_kaldi(path, progress=progress), kaldi_files)
+
+
+_KINDS: dict[str, Callable[[], Kind]] = {"npy": _npy, "npy-folder": _npy_folder, "parquet": _parquet, "kaldi": _kaldi}
+"""By --source-type; each module is imported when it is used."""
+
+
+def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress: bool = False) -> dict[str, SourceSplit]:
+    """The embeddings of every split of the settings, or of all that the source holds. columns: further values to keep of each row.
+
+    Raises DataError.
+    """
+    if settings.source_type == "chromadb":
+        from .chroma.read import read_chroma  # chromadb takes a second to import
+
+        return read_chroma(settings, progress=progress)
+    kind = _KINDS[settings.source_type]()
+    found: dict[str, SourceSplit] = {}
+    for split, path in places(settings.source_path, settings.splits, kind.what).items():
+        if split is None:
+            found = kind.read(path, settings.splits, columns, progress)
+        else:
+            found[split] = _one(kind.read(path, (), columns, progress), split, path)
+    missing = [split for split in settings.splits if split not in found]
+    if missing:
+        held = ", ".join(map(repr, found))
+        remedy = (
+            "write a split in each row, or put {split} into --source-path"
+            if list(found) == [ALL]
+            else "set --splits to some of those"
+        )
+        raise DataError(f"{settings.source_path} has no split {missing[0]!r}; it has: {held}; {remedy}")
+    return {split: found[split] for split in settings.splits or found}
+
+
+def source_files(settings: DataSettings) -> list[Path]:
+    """The files of a source that lies in files, each time in the same order. Raises DataError where there are none."""
+    kind = _KINDS[settings.source_type]()
+    return [file for path in places(settings.source_path, settings.splits, kind.what).values() for file in kind.files(path)]
+
+
+def _one(found: dict[str, SourceSplit], split: str, path: Path) -> SourceSplit:
+    """The rows of a split where {split} led to them: those that name it, or all if none names another."""
+    if split in found:
+        return found[split]
+    if list(found) != [ALL]:
+        raise DataError(
+            f"{path} is to hold split {split!r}, and has: {', '.join(map(repr, found))}; leave {{split}} out of --source-path"
+        )
+    return replace(found[ALL], name=split)
+
+
+def npy_file(path: Path) -> Path:
+    return path if path.suffix == ".npy" else path / FILE_NAME
 
 
 def npy_path(settings: DataSettings) -> Path:
     if settings.source_path is None:
         raise DataError(f"no source path: set --source-path (CPSTREAM_SOURCE_PATH) to the folder that holds {FILE_NAME}")
-    if settings.source_path.suffix == ".npy":
-        return settings.source_path
-    return settings.source_path / FILE_NAME
+    return npy_file(settings.source_path)
 
 
 def cps_path(settings: DataSettings, split: str) -> Path:
-    """The CPS table of a split. A bare file name lies in the source path, anything else is a path as given."""
+    """The CPS table of a split. A bare file name lies beside the source, anything else is a path as given."""
     path = Path(settings.cps_csv.replace("{split}", split))
     template = Path(settings.cps_csv)
     if len(template.parts) > 1 or settings.source_path is None:
         return path
-    folder = settings.source_path.parent if settings.source_path.suffix == ".npy" else settings.source_path
-    return folder / path
+    return base_folder(settings.source_path) / path

@@ -102,6 +102,7 @@ class SourceSplit:
 
     embeddings (M, D) float32 and the M paths are the usable rows; problems are the others, D being the most common dimension.
     bare_keys: the paths have no extension, as ids have none; what is served then is the path that the CPS table has.
+    columns: the further values of the usable rows that were asked for, by name.
     """
 
     name: str
@@ -109,6 +110,7 @@ class SourceSplit:
     embeddings: Embeddings
     problems: list[RowProblem] = field(default_factory=list)
     bare_keys: bool = False
+    columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
 def path_problem(value: object) -> str | None:

@@ -31,6 +31,7 @@ LADDER = (
     "cpstream_client.epochs",
     "cpstream_client.torch",
     "cpstream_service",
+    "cpstream_service.text",
     "cpstream_service.errors",
     "cpstream_service.settings",
     "cpstream_service.sources",

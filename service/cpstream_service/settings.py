@@ -1,20 +1,51 @@
 """Everything that can be set, in one place. Each field is an option of `cpstream serve` and a CPSTREAM_* variable.
 
-The command line builds these objects and hands them to `create_app`; nothing here reads the environment.
+The command line builds these objects and hands them to `create_app`; importing this reads neither environment nor disk.
 """
 
+import json
 import os
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable
+from dataclasses import field
+from functools import wraps
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
+
+from annotated_types import Ge, Le
+from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+
+from cpstream_client.contract.token import clean_token, read_token
+
+T = TypeVar("T")
+ENV_PREFIX = "CPSTREAM_"
+_CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
+_NAME = re.compile(r"\{[A-Za-z_]*\}")
+
+
+class SettingsError(ValueError):
+    """A setting is out of range. The message names it, its value, its range and its variable."""
+
+
+def in_our_words(kind: type[T]) -> type[T]:
+    """Class decorator: what pydantic refuses is a SettingsError in one line."""
+    original: Callable[..., None] = kind.__init__
+
+    @wraps(original)
+    def __init__(self: T, *args: Any, **values: Any) -> None:
+        try:
+            original(self, *args, **values)
+        except ValidationError as error:
+            raise SettingsError(sentence(error)) from None
+
+    kind.__init__ = __init__  # type: ignore[method-assign,assignment]
+    return kind
 
 
 def _default_snapshot_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpstream"
-
-
-class SettingsError(ValueError):
-    """A setting is out of range. The message names it, its value and its range."""
 
 
 def parse_root(text: str) -> tuple[str, str]:
@@ -31,7 +62,8 @@ def parse_root(text: str) -> tuple[str, str]:
     return text[:at], text[at + 1 :]
 
 
-@dataclass(frozen=True, kw_only=True)
+@in_our_words
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class ChromaSettings:
     """A Chroma server, and what in it."""
 
@@ -39,7 +71,7 @@ class ChromaSettings:
     """URL of a Chroma server, http or https, with any prefix; instead of --source-path."""
     chroma_host: str | None = None
     """Host of a Chroma server without TLS, instead of --chroma-url."""
-    chroma_port: int = 8000
+    chroma_port: Annotated[int, Field(ge=1, le=65535)] = 8000
     """Port of the Chroma server at --chroma-host."""
     chroma_token_file: Path | None = None
     """File of the token that the Chroma server wants."""
@@ -55,7 +87,8 @@ class ChromaSettings:
     """Chroma collection that holds the embeddings."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@in_our_words
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class DataSettings(ChromaSettings):
     """Where the data lies and how it is aligned."""
 
@@ -81,48 +114,129 @@ class DataSettings(ChromaSettings):
     snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
     """Folder of the aligned snapshots, memory-mapped by every worker process."""
 
-    def __post_init__(self) -> None:
-        for text in self.map_root:
+    @field_validator("map_root")
+    @classmethod
+    def _two_folders(cls, map_root: tuple[str, ...]) -> tuple[str, ...]:
+        for text in map_root:
             parse_root(text)
+        return map_root
+
+    @field_validator("splits")
+    @classmethod
+    def _named(cls, splits: tuple[str, ...]) -> tuple[str, ...]:
+        if "" in splits:
+            raise ValueError(f"splits holds an empty name; name splits, or leave it out for all ({ENV_PREFIX}SPLITS)")
+        return splits
+
+    @field_validator("cps_csv", "source_path")
+    @classmethod
+    def _known_names(cls, template: str | Path | None, info: ValidationInfo) -> str | Path | None:
+        for name in _NAME.findall(str(template)):
+            if name != "{split}":
+                raise ValueError(
+                    f"{info.field_name} is {str(template)!r}, and {name} stands for nothing; only {{split}} does "
+                    f"({ENV_PREFIX}{str(info.field_name).upper()})"
+                )
+        return template
 
 
-@dataclass(frozen=True, kw_only=True)
+@in_our_words
+@dataclass(frozen=True, kw_only=True, config=_CONFIG)
 class ServeSettings:
     """How the service listens and what it allows."""
 
     host: str = "0.0.0.0"  # noqa: S104 - trainers are other machines; docs/operations.md says how to restrict it
     """Address to listen on."""
-    port: int = 8000
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
     """Port to listen on; 0 takes a free one."""
-    workers: int = 1
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Worker processes. They share the snapshot's memory; one serves about 2 GB/s."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Bearer token that every request under /v1 must carry; none by default."""
-    max_streams: int = 256
+    token_file: Path | None = None
+    """File that holds the token and nothing else, instead of --token: a mounted secret."""
+    max_streams: Annotated[int, Field(ge=1)] = 256
     """Batch streams at once per worker process; one more is answered 503 overloaded."""
-    max_reply_bytes: int = 2 * 1024**3
+    max_reply_bytes: Annotated[int, Field(ge=1)] = 2 * 1024**3
     """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
-    max_json_rows: int = 1024
+    max_json_rows: Annotated[int, Field(ge=1)] = 1024
     """Most samples that a JSON reply may hold."""
-    drain_timeout_s: float = 10.0
+    drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that open streams get to finish after SIGTERM."""
     log_format: Literal["text", "json"] = "text"
     """Log lines for people (text) or for machines (json)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
 
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("port", 0, 65535),
-            ("workers", 1, 1024),
-            ("max_streams", 1, None),
-            ("max_reply_bytes", 1, None),
-            ("max_json_rows", 1, None),
-            ("drain_timeout_s", 0, None),
-        ):
-            value = getattr(self, name)
-            if not low <= value or (high is not None and value > high):  # so that NaN is refused, too
-                allowed = f"{low} or more" if high is None else f"from {low} to {high}"
-                raise SettingsError(f"{name} is {value}; it must be {allowed} (CPSTREAM_{name.upper()})")
-        if self.token == "":
-            raise SettingsError("token is empty; leave it out to serve without one (CPSTREAM_TOKEN)")
+    @field_validator("token")
+    @classmethod
+    def _token_of_a_header(cls, token: str | None) -> str | None:
+        try:
+            return None if token is None else clean_token(token)
+        except ValueError as error:
+            raise ValueError(f"token {error}; leave it out to serve without one ({ENV_PREFIX}TOKEN)") from None
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.token_file is not None:
+            try:
+                token = read_token(self.token_file)
+            except ValueError as error:
+                raise ValueError(f"token_file {error} ({ENV_PREFIX}TOKEN_FILE)") from None
+            if self.token not in (None, token):
+                raise ValueError(
+                    f"token and token_file are both given, and differ; leave one out ({ENV_PREFIX}TOKEN, {ENV_PREFIX}TOKEN_FILE)"
+                )
+            object.__setattr__(self, "token", token)
+        return self
+
+
+# What is wrong with a value, in one line
+
+
+def sentence(error: ValidationError) -> str:
+    """What pydantic refuses: the setting, its value, what it must be, and its option and variable."""
+    return "; ".join(_sentence(dict(entry)) for entry in error.errors(include_url=False))
+
+
+def _sentence(entry: dict[str, Any]) -> str:
+    if entry["type"] == "value_error":  # of our own validators
+        return str(entry["ctx"]["error"])
+    name = str(entry["loc"][0])
+    if entry["type"] == "unexpected_keyword_argument":
+        return f"{name} is no setting; settings: {', '.join([*fields_of(DataSettings), *fields_of(ServeSettings)])}"
+    value = entry["input"]
+    expected, is_range = _expected(name, entry)
+    shown = str(value) if is_range else json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    return f"{name} is {shown}; it must be {expected} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()})"
+
+
+def _expected(name: str, entry: dict[str, Any]) -> tuple[str, bool]:
+    """What a setting must be, and whether that is a range."""
+    kind, bounds = entry["type"], _range_of(name)
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return bounds, True
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", entry["ctx"]["expected"])
+        return f"one of {', '.join(choices)}", False
+    what = _KINDS.get(kind.partition("_")[0]) or entry["msg"].removeprefix("Input should be ")
+    return ", ".join(part for part in (what, bounds) if part), kind == "finite_number"
+
+
+_KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text"}
+"""What a value should be, by the first word of pydantic's error type."""
+
+
+def _range_of(name: str) -> str:
+    """The range of a number, in words; nothing where it has none."""
+    info = {**fields_of(DataSettings), **fields_of(ServeSettings)}[name]
+    low = next((bound.ge for bound in info.metadata if isinstance(bound, Ge)), None)
+    high = next((bound.le for bound in info.metadata if isinstance(bound, Le)), None)
+    if high is not None:
+        return f"from {low} to {high}"
+    return "" if low is None else f"{low} or more"
+
+
+def fields_of(kind: type[DataSettings] | type[ServeSettings]) -> dict[str, FieldInfo]:
+    """The settings of a class, by name."""
+    return cast(dict[str, FieldInfo], kind.__pydantic_fields__)  # type: ignore[union-attr]

@@ -1,3 +1,4 @@
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +12,10 @@ def source(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "source", {"train": make_rows(6), "dev": make_rows(3, seed=1, folder="[dev]")})
 
 
-def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: object, columns: int = 160) -> int:
     from cpstream_service.cli.app import run
 
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as ended:
         run(["check", *map(str, arguments)])
     assert isinstance(ended.value.code, int)
@@ -24,6 +25,19 @@ def run_check(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def rows_of(table: str) -> Sequence[list[str]]:
     """Cells of the lines of rich's tables."""
     return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in table.splitlines() if re.match("[│┃]", line)]
+
+
+def examples_of(report: str) -> dict[str, list[str]]:
+    """The lines that say what was dropped or shared, each with the examples below it."""
+    found: dict[str, list[str]] = {}
+    last = ""
+    for line in report.splitlines():
+        if line.startswith("    "):
+            found[last].append(line.strip())
+        elif re.match(r"[^│┃┏┡└]+: [\d,]+ ", line):
+            last = line
+            found[last] = []
+    return found
 
 
 def test_sound_data(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,20 +59,22 @@ def test_dropped_rows_and_leaks(source: Path, monkeypatch: pytest.MonkeyPatch, c
     out, err = capsys.readouterr()
     cells = rows_of(out)
     assert ["train", "7", "8", "6", "6", "0", "3"] in cells
-    assert ["train", "embedding", "partner-dropped", "1", "[dev]/0000.wav"] in cells
-    assert ["train", "cps", "invalid-cps", "1", "[dev]/0000.wav (line 8): ''"] in cells
-    assert ["train", "cps", "no-embedding", "1", "nowhere.wav"] in cells
-    assert "The CPS is not a finite positive number." in out
+    assert examples_of(out) == {
+        "train: 1 embeddings, partner-dropped: The row that belongs to it was dropped; it is counted there.": ["[dev]/0000.wav"],
+        "train: 1 CPS rows, no-embedding: The CPS row has no usable embedding.": ["nowhere.wav"],
+        "train: 1 CPS rows, invalid-cps: The CPS is not a finite positive number.": ["[dev]/0000.wav (line 8): ''"],
+    }
     assert err == ""
 
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 1
     out, err = capsys.readouterr()
-    assert ["train", "cps", "no-embedding", "1", "nowhere.wav"] in rows_of(out)
+    assert examples_of(out)["train: 1 CPS rows, no-embedding: The CPS row has no usable embedding."] == ["nowhere.wav"]
     assert re.fullmatch(r"cpstream: --strict, and alignment dropped 2 rows: split 'train': .*\n", err)
 
     write_cps(source / "train_cps.csv", table)
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 0  # a leak drops nothing
-    assert ["train", "dev", "1", "[dev]/0000.wav"] in rows_of(capsys.readouterr().out)
+    leaks = {"train: 1 also in dev": ["[dev]/0000.wav"], "dev: 1 also in train": ["[dev]/0000.wav"]}
+    assert examples_of(capsys.readouterr().out) == leaks
 
 
 def test_a_split_that_aligns_nothing(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,3 +102,71 @@ check(data=DataSettings(source_path=Path({str(source)!r})))
 print([name for name in ("torch", "chromadb", "pandas", "fastapi") if name in sys.modules])
 """
     assert run_python(code).stdout.splitlines()[-1] == "[]"
+
+
+EVIL = "a\x1b[31mred\x00\r\n\u202e[bold]x[/bold]/" + "deep/" * 1000 + "0001.wav"
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_text_of_others_is_escaped_and_fits(
+    columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*make_rows(4), {"embedding": make_rows(1)[0]["embedding"], "file_path": EVIL}]
+    name = "tr[red]ain\x1b]0;x\x07"
+    write_dataset(tmp_path / "source", {name: rows})
+    table = next((tmp_path / "source").glob("*.csv"))
+    write_cps(table, cps_of(make_rows(4)))
+    assert run_check(monkeypatch, tmp_path / "source", columns=columns) == 0
+    out, _ = capsys.readouterr()
+    assert max(map(len, out.splitlines())) <= columns
+    assert all(c.isprintable() or c == "\n" for c in out)
+    assert r"tr[red]ain\x1b]0;x\x07" in out
+    (example,) = (line for line in out.splitlines() if "0001.wav" in line and "…" in line)
+    assert example.startswith(r"    a\x1b[31mred\x00\r\n")
+    assert len(example) == columns
+
+
+def test_the_whole_report_as_json(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (left_out, _), *table = cps_of(make_rows(3, seed=1, folder="[dev]"))
+    write_cps(source / "dev_cps.csv", table)
+    assert run_check(monkeypatch, source, "--json") == 0
+    train, dev = json.loads(capsys.readouterr().out)
+    assert (train["split"], train["num_aligned"], train["dropped"]) == ("train", 6, [])
+    assert (dev["dropped"][0]["reason"], dev["dropped"][0]["count"]) == ("no-cps", 1)
+    row = {"side": "embedding", "reason": "no-cps", "file_path": left_out, "where": "", "detail": ""}
+    assert (train["rows"], dev["rows"]) == ([], [row])
+
+
+def test_every_dropped_row_is_in_the_json(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(source, {"train": make_rows(40), "dev": make_rows(3, seed=1)})
+    write_cps(source / "train_cps.csv", [*cps_of(make_rows(20)), *((f"x/{i}.wav", "fast") for i in range(30))])
+    assert run_check(monkeypatch, source, "--json") == 0
+    rows = next(report for report in json.loads(capsys.readouterr().out) if report["split"] == "train")["rows"]
+    assert sorted(row["file_path"] for row in rows if row["reason"] == "no-cps") == [f"audio/{i:04d}.wav" for i in range(20, 40)]
+    bad = [row for row in rows if row["reason"] == "invalid-cps"]
+    assert {(row["file_path"], row["where"], row["detail"]) for row in bad} == {
+        (f"x/{i}.wav", f"line {i + 22}", "'fast'") for i in range(30)
+    }
+    assert run_check(monkeypatch, source) == 0
+    assert "    and 25 more (--json lists all)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [80, 200])
+def test_roots_that_differ_are_listed_with_options_to_paste(
+    columns: int, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    roots = [("/mnt/a" + "x" * 90, "/srv/one"), ("/mnt/b", "/srv/two")]
+    made = make_rows(8)
+    rows = [row | {"file_path": f"{roots[i % 2][0]}/{row['file_path']}"} for i, row in enumerate(made)]
+    table = [(f"{roots[i % 2][1]}/{path}", cps) for i, (path, cps) in enumerate(cps_of(made))]
+    write_dataset(source, {"train": rows, "dev": make_rows(3)})
+    write_cps(source / "train_cps.csv", table)
+    assert run_check(monkeypatch, source, columns=columns) == 1
+    lines = capsys.readouterr().out.splitlines()
+    options = [line.split() for line in lines if line.startswith("    --map-root")]
+    assert len(options) == 2
+    given = [part for option in options for part in option]
+    assert run_check(monkeypatch, source, *given, "--strict") == 0
+    assert ["train", "8", "8", "8", "0", "0", "8", "0"] in rows_of(capsys.readouterr().out)

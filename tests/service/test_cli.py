@@ -22,6 +22,7 @@ from cpstream_service.cli.app import unknown_variables
 from cpstream_service.settings import DataSettings, ServeSettings
 
 COMMAND = [sys.executable, "-m", "cpstream_service"]
+ONLY_CLI = [sys.executable, str(Path(__file__).parents[1] / "only_cli.py")]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -117,7 +118,7 @@ def test_version() -> None:
         (["serve", "--prot", "1"], {}, 2, ["--prot", "--port"]),
         (["srve"], {}, 2, ["srve"]),
         (["serve", "--port", "x"], {}, 2, ["--port", '"x"']),
-        (["serve"], {"CPSTREAM_PORT": "x"}, 2, ["CPSTREAM_PORT", '"x"']),
+        (["serve"], {"CPSTREAM_PORT": "x"}, 2, ["CPSTREAM_PORT", '"x"', "a whole number, from 0 to 65535"]),
         (["serve", "--log-format", "xml"], {}, 2, ["--log-format", "json"]),
         (["serve"], {"CPSTREAM_PORT": "70000"}, 2, ["port is 70000", "65535"]),
         (["serve", "--workers", "0"], {}, 2, ["workers is 0"]),
@@ -135,6 +136,7 @@ def test_mistakes_are_told_without_a_traceback(
     assert (done.returncode, done.stdout) == (code, "")
     for words in says:
         assert words in done.stderr
+    assert done.stderr.count("\n") == 1, "not one line"
     assert "Traceback" not in done.stderr
 
 
@@ -156,9 +158,55 @@ def test_a_port_in_use_has_its_own_exit_code(tmp_path: Path) -> None:
 
 
 def test_missing_dependencies_are_named_with_the_remedy() -> None:
-    program = "import sys; sys.modules['fastapi'] = None; from cpstream_service.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, "cpstream: missing fastapi; run: pip install 'cpstream[service]'\n")
+    for missing, extra, arguments in (("fastapi", "service", "serve"), ("rich", "cli", "info")):
+        program = f"import sys; sys.modules[{missing!r}] = None; from cpstream_service.__main__ import main; main()"
+        done = subprocess.run([sys.executable, "-c", program, arguments], env=environment(), capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (1, f"cpstream: missing {missing}; run: pip install 'cpstream[{extra}]'\n")
+
+
+def test_info_and_plan_need_nothing_but_the_client_and_its_cli_extra(server: Server) -> None:
+    """With all packages hidden that `pip install 'cpstream[cli]'` does not bring."""
+    for arguments in (["info", server.url], ["info", server.url, "--json"], ["plan", server.url, "dev"]):
+        done = subprocess.run([*ONLY_CLI, *arguments], env=environment(), capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "dev" in done.stdout
+    served = subprocess.run([*ONLY_CLI, "serve"], env=environment(), capture_output=True, text=True)
+    assert served.returncode == 1
+    assert re.fullmatch(r"cpstream: missing \w+; run: pip install 'cpstream\[service\]'\n", served.stderr)
+
+
+def test_splits_in_every_way_that_they_are_written(tmp_path: Path) -> None:
+    expected = {"dev", "train"}
+    for arguments, env in (
+        (["--splits", "train", "dev"], {}),
+        (["--splits", "train,dev"], {}),
+        (["--splits=train", "--splits", "dev"], {}),
+        ([], {"CPSTREAM_SPLITS": "train,dev"}),
+        ([], {"CPSTREAM_SPLITS": "train dev"}),
+    ):
+        done = run("check", str(DEMO_DATA), *arguments, "--json", **env)
+        assert done.returncode == 0, done.stderr
+        assert {report["split"] for report in json.loads(done.stdout)} == expected
+
+
+def test_a_folder_by_its_place_is_the_source_path(tmp_path: Path) -> None:
+    assert "train" in run("check", str(DEMO_DATA)).stdout
+    assert run("check", str(DEMO_DATA), CPSTREAM_SOURCE_PATH="/no/such").returncode == 0
+    for folder in (["/no/such"], ["--source-path", "/no/such"]):
+        done = run("check", *folder, CPSTREAM_SOURCE_PATH=str(DEMO_DATA))
+        assert done.returncode == 1
+        assert "/no/such/numpy_embs.npy" in done.stderr
+
+
+def test_a_token_file_is_the_token_of_both_sides(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_text("s3cret\n")
+    with serve(tmp_path, "--token-file", str(secret)) as service:
+        assert run("info", service.url).returncode == 1
+        assert run("info", service.url, "--token-file", str(secret)).returncode == 0
+        assert run("info", service.url, CPSTREAM_TOKEN_FILE=str(secret)).returncode == 0
+        assert httpx.get(f"{service.url}/v1/splits", headers={"Authorization": "Bearer s3cret"}).status_code == 200
+        assert "no token is set" not in service.log.read_text()
 
 
 def test_sigint_ends_it_cleanly_with_a_readable_log(tmp_path: Path) -> None:

@@ -6,72 +6,39 @@ Exit codes: 0 done, 1 the data or the service asked is at fault, 2 the command i
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from difflib import get_close_matches
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import cyclopts
-from cyclopts import Parameter
+from cyclopts import CycloptsError, Parameter, UnusedCliTokensError
 from cyclopts.config import Env
-from rich.console import Console
+from pydantic import ValidationError
 
 from cpstream_client.errors import CpstreamError
 
-from ..errors import AlignmentError, DataError
-from ..settings import DataSettings, ServeSettings, SettingsError
-from . import ask
-from .check import check, print_reports
+from ..errors import DataError
+from ..settings import ENV_PREFIX, SettingsError, sentence
+from .ask import info, plan
+from .check import check
+from .common import FAILED, USAGE, commas, complain, failed
 from .ingest import ingest
-
-FAILED, USAGE = 1, 2
-ENV_PREFIX = "CPSTREAM_"
-_CLIENT_VARIABLES = (f"{ENV_PREFIX}URL",)
+from .serve import serve
 
 app = cyclopts.App(
     name="cpstream",
     help="Serve speech embeddings aligned with their speech rate (CPS) to remote PyTorch trainers.\n\n"
     "Every option can be given by an environment variable, too: `--source-path` is `CPSTREAM_SOURCE_PATH`.",
-    help_epilogue="Start with: `cpstream serve --source-path FOLDER`, where FOLDER holds numpy_embs.npy and the CPS tables.",
+    help_epilogue="Start with: `cpstream serve FOLDER`, where FOLDER holds numpy_embs.npy and the CPS tables.",
     help_format="markdown",
     version=version("cpstream"),
-    config=Env(ENV_PREFIX, command=False),
-    default_parameter=Parameter(negative_iterable=()),
+    config=[Env(ENV_PREFIX, command=False), commas],
+    default_parameter=Parameter(negative_iterable=(), consume_multiple=(1, None)),
 )
-_DATA = DataSettings()
-_SERVE = ServeSettings()
-Data = Annotated[DataSettings, Parameter(name="*", group="Data")]
-
-
-@app.command
-def serve(*, data: Data = _DATA, settings: Annotated[ServeSettings, Parameter(name="*", group="Service")] = _SERVE) -> int:
-    """Align the data, then serve it over HTTP until SIGTERM or Ctrl-C.
-
-    Bad data stops the start with a message and exit code 1, an address in use with exit code 3.
-
-    **Examples**
-
-    ```
-    cpstream serve --source-path data/processed/embeddings
-    cpstream serve --source-path data --cps-csv 'tables/{split}.csv' --path-column path --workers 2
-    cpstream serve --source-type chromadb --chroma-host chroma --cps-csv 'data/{split}_cps.csv'
-    CPSTREAM_TOKEN=secret CPSTREAM_PORT=9000 cpstream serve --source-path data
-    ```
-    """
-    from ..serve import CANNOT_START, CannotStart
-    from ..serve import serve as serve_until_signal
-
-    try:
-        return serve_until_signal(data, settings)
-    except CannotStart as error:
-        return failed(error, CANNOT_START)
-    except AlignmentError as error:
-        print_reports(error.reports, Console(stderr=True))
-        return failed(error)
-
-
-for command in (check, ingest, ask.info, ask.plan):
+COMMANDS = (serve, check, ingest, info, plan)
+for command in COMMANDS:
     app.command(command)
+app.register_install_completion_command(help="Have the shell complete cpstream's commands and options, from its next start on.")
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
@@ -79,29 +46,48 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     for name, remedy in unknown_variables(os.environ).items():
         complain(f"warning: the environment variable {name} is none of cpstream's; {remedy}")
     try:
-        code = app(arguments, result_action="return_int_as_exit_code_else_zero")
+        code = app(arguments, result_action="return_int_as_exit_code_else_zero", exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        complain(misuse(error))
+        code = USAGE
     except SettingsError as error:
         code = failed(error, USAGE)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("cpstream"):
+            raise
+        complain(f"missing {error.name}; run: pip install 'cpstream[service]'")
+        code = FAILED
     except (DataError, CpstreamError) as error:
         code = failed(error)
     sys.exit(code)
 
 
+def misuse(error: CycloptsError) -> str:
+    """What is wrong with a command, and where to read how it is right."""
+    cause, help_line = error.__cause__, " ".join(["cpstream", *(error.command_chain or ()), "--help"])
+    if isinstance(cause, ValidationError):
+        return sentence(cause)
+    if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
+        return f"{error.unused_tokens[0]!r} stands where nothing more is expected; see {help_line}"
+    return f"{str(error).rstrip('.')}; see {help_line}"
+
+
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """CPSTREAM_* variables that no setting has, each with what to do about it: a mistyped one would be ignored in silence."""
-    known = [ENV_PREFIX + spec.name.upper() for settings in (DataSettings, ServeSettings) for spec in fields(settings)]
+    """CPSTREAM_* variables that no option has, each with what to do about it: a mistyped one would be ignored in silence."""
+    given = [name for name in environment if name.startswith(ENV_PREFIX)]
+    known = variables() if given else frozenset()
     return {
         name: f"did you mean {', '.join(get_close_matches(name, known, n=1)) or 'one of those in docs/operations.md'}?"
-        for name in environment
-        if name.startswith(ENV_PREFIX) and name not in (*known, *_CLIENT_VARIABLES)
+        for name in given
+        if name not in known
     }
 
 
-def complain(message: str) -> None:
-    """One line on stderr."""
-    print(f"cpstream: {message}", file=sys.stderr)  # noqa: T201
-
-
-def failed(error: Exception, code: int = FAILED) -> int:
-    complain(str(error))
-    return code
+def variables() -> frozenset[str]:
+    """The variables of all options of all commands."""
+    arguments = (argument for command in COMMANDS for argument in app[command.__name__].assemble_argument_collection())
+    return frozenset(
+        ENV_PREFIX + argument.name.lstrip("-").upper().replace("-", "_")
+        for argument in arguments
+        if argument.name.startswith("--") and argument.parameter.show_env_var is not False
+    )

@@ -1,51 +1,33 @@
-"""cpstream info and plan: what a running service says, as tables."""
+"""cpstream info and plan: what a running service says. They need the client, and cpstream[cli]."""
 
+import json
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cpstream_client import Client, Retry
-from cpstream_client.contract.bodies import PlanStep, SplitInfo
+from cpstream_client import BatchQuery, Client, PlanStep, Retry, SplitInfo
 from cpstream_client.contract.plan import Remainder, Shuffle
-from cpstream_client.contract.wire import BatchQuery
+from cpstream_client.contract.token import read_token
+
+from ..settings import ENV_PREFIX, SettingsError
+from ..text import plain
+from .common import MAX_NAME, AsJson, console, others, table_of
 
 
-def splits_table(splits: Sequence[SplitInfo]) -> Table:
-    """One row a split."""
-    table = Table(title_justify="left")
-    table.add_column("split")
-    for name in ("samples", "dim", "dtype", "CPS min", "mean", "max", "std", "dropped"):
-        table.add_column(name, justify="right")
-    table.add_column("fingerprint", overflow="fold")
-    for split in splits:
-        cps = (f"{value:.2f}" for value in (split.cps.min, split.cps.mean, split.cps.max, split.cps.std))
-        counts = (str(split.num_samples), str(split.embedding_dim), split.dtype)
-        table.add_row(split.split, *counts, *cps, str(split.num_dropped), split.fingerprint)
-    return table
-
-
-def plan_table(plan: PlanStep) -> Table:
-    """One row a sample."""
-    title = f"{plan.split}, step {plan.step} of {plan.num_steps}, next start {plan.next_start}"
-    table = Table("rank", "index", "CPS", "file path", title=title, title_justify="left")
-    for rank in plan.ranks:
-        for sample in rank.samples:
-            table.add_row(str(rank.rank), str(sample.index), f"{sample.cps:.2f}", Text(sample.file_path or "", overflow="fold"))
-    return table
-
-
-def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int:
-    """Print the splits of a running service as a table.
+def info(
+    url: str = "http://localhost:8000", *, as_json: AsJson = False, token: str | None = None, token_file: Path | None = None
+) -> int:
+    """Print the splits of a running service.
 
     **Examples**
 
     ```
     cpstream info
     cpstream info http://data:8000
+    cpstream info http://data:8000 --json
     CPSTREAM_TOKEN=secret cpstream info http://data:8000
     ```
 
@@ -53,12 +35,46 @@ def info(url: str = "http://localhost:8000", *, token: str | None = None) -> int
     ----------
     url
         Where the service is.
+    as_json
+        Print a JSON list instead, an object a split.
     token
         Bearer token, where the service has one.
+    token_file
+        File that holds the token and nothing else.
     """
-    with _client(url, token) as client:
-        Console().print(splits_table(client.splits()))
+    with _client(url, token, token_file) as client:
+        splits = client.splits()
+    if as_json:
+        _print_json([split.model_dump(mode="json") for split in splits])
+    else:
+        print_splits(splits, console())
     return 0
+
+
+def print_splits(splits: Sequence[SplitInfo], to: Console) -> None:
+    """A table, one row a split, and below it the fingerprints: each on one line at any width, to be copied."""
+    table = table_of("", "split", "samples", "dim", "dtype", "CPS min", "mean", "max", "std", "dropped")
+    for split in splits:
+        cps = (f"{value:.2f}" for value in (split.cps.min, split.cps.mean, split.cps.max, split.cps.std))
+        counts = (f"{split.num_samples:,}", f"{split.embedding_dim:,}", split.dtype)
+        table.add_row(others(split.split, MAX_NAME), *counts, *cps, f"{split.num_dropped:,}")
+    to.print(table)
+    to.print("fingerprint", style="bold")
+    for split in splits:
+        to.print(Text(plain(f"{split.fingerprint}  {split.split}")), soft_wrap=True)
+
+
+def print_plan(plan: PlanStep, to: Console) -> None:
+    """A row a sample: paths are folded, never cut, since they are what is asked for."""
+    title = Text(plain(f"{plan.split}, step {plan.step} of {plan.num_steps}, next start {plan.next_start}"))
+    table = Table("rank", "index", "CPS", "file path", title=title, title_justify="left")
+    for rank in plan.ranks:
+        for sample in rank.samples:
+            path = others(sample.file_path or "")
+            path.overflow = "fold"
+            cps = "" if sample.cps is None else f"{sample.cps:.2f}"
+            table.add_row(str(rank.rank), str(sample.index), cps, path)
+    to.print(table)
 
 
 def plan(
@@ -75,8 +91,9 @@ def plan(
     drop_last: bool = False,
     start: int = 0,
     fingerprint: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: AsJson = False,
     token: str | None = None,
+    token_file: Path | None = None,
 ) -> int:
     """Print which samples every rank got, or will get, at one step of an epoch: the recordings behind a loss spike.
 
@@ -119,6 +136,8 @@ def plan(
         Print the service's JSON instead of a table.
     token
         Bearer token, where the service has one.
+    token_file
+        File that holds the token and nothing else.
     """
     query = BatchQuery(
         batch_size=batch_size,
@@ -131,15 +150,24 @@ def plan(
         start=start,
         fingerprint=fingerprint,
     )
-    with _client(url, token) as client:
+    with _client(url, token, token_file) as client:
         audit = client.plan(split, step, query)
     if as_json:
-        print(audit.model_dump_json(indent=2))  # noqa: T201
+        _print_json(audit.model_dump(mode="json"))
     else:
-        Console().print(plan_table(audit))
+        print_plan(audit, console())
     return 0
 
 
-def _client(url: str, token: str | None) -> Client:
+def _client(url: str, token: str | None, token_file: Path | None) -> Client:
     """A client that says at once when it gets no answer: here, a person is waiting."""
+    if token is None and token_file is not None:
+        try:
+            token = read_token(token_file)
+        except ValueError as error:
+            raise SettingsError(f"token_file {error} (--token-file, {ENV_PREFIX}TOKEN_FILE)") from None
     return Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0))
+
+
+def _print_json(body: object) -> None:
+    print(json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201

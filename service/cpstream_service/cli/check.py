@@ -1,23 +1,27 @@
-"""`cpstream check`: what alignment makes of the data, as tables."""
+"""cpstream check: what alignment makes of the data."""
 
-from collections.abc import Sequence
-from typing import Annotated
+import json
+from collections.abc import Iterable, Sequence
 
-from cyclopts import Parameter
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from cpstream_client.contract.bodies import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport, Dropped, SpellingDifference
 
-from ..align.splits import align_all, refuse
-from ..settings import DataSettings
+from ..align.align import UNUSUAL_CPS, USUAL_CPS, ZERO_EMBEDDING
 from ..sources.rows import Reason
+from ..text import plain, shortened
+from .common import MAX_NAME, AsJson, Data, Folder, console, data_of, others, table_of
 
-_DATA = DataSettings()
+INDENT = 4
+SIDES = {"embedding": "embeddings", "cps": "CPS rows"}
+SENTENCES = {reason.code: reason.sentence for reason in Reason} | {
+    UNUSUAL_CPS: f"The CPS is outside {USUAL_CPS[0]:g} to {USUAL_CPS[1]:g}.",
+    ZERO_EMBEDDING: "The embedding holds nothing but zeros.",
+}
 
 
-def check(*, data: Annotated[DataSettings, Parameter(name="*", group="Data")] = _DATA) -> int:
+def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = False) -> int:
     """Read and align the data as `serve` would, and print what was matched and what was dropped, and why.
 
     The exit code is 1 when a split aligns nothing, or with --strict when any row was dropped (but for exact duplicates).
@@ -25,54 +29,87 @@ def check(*, data: Annotated[DataSettings, Parameter(name="*", group="Data")] = 
     **Examples**
 
     ```
-    cpstream check --source-path data/processed/embeddings
-    cpstream check --source-path data --cps-csv 'tables/{split}.csv' --strict
-    cpstream check --source-type chromadb --source-path chroma --cps-csv 'data/{split}_cps.csv' --splits dev --splits test
+    cpstream check data/processed/embeddings
+    cpstream check data --cps-csv 'tables/{split}.csv' --strict
+    cpstream check --source-type chromadb --source-path chroma --cps-csv 'data/{split}_cps.csv' --splits dev test
+    cpstream check data --json > report.json
     ```
+
+    Parameters
+    ----------
+    as_json
+        Print the reports as JSON instead, with every row that was dropped.
     """
-    splits = align_all(data, progress=True)
-    print_reports([split.report for split in splits])
-    refuse(data, [split.report for split in splits])
+    from ..align.splits import align_all, refuse
+
+    settings = data_of(folder, data)
+    splits = align_all(settings, progress=True)
+    reports = [split.report for split in splits]
+    if as_json:
+        whole = [split.report.model_dump(mode="json") | {"rows": [row._asdict() for row in split.drops]} for split in splits]
+        print(json.dumps(whole, indent=2))  # noqa: T201 - in ASCII, so that no path can harm a terminal
+    else:
+        print_reports(reports, console())
+    refuse(settings, reports)
     return 0
 
 
-def print_reports(reports: Sequence[AlignmentReport], console: Console | None = None) -> None:
-    """Tables of the splits, of the rows dropped, and of the paths that several splits hold."""
-    console = console or Console()
-    console.print(_splits_table(reports))
-    if any(report.dropped for report in reports):
-        console.print(_dropped_table(reports))
-    if any(report.leaks for report in reports):
-        console.print(_leaks_table(reports))
+def print_reports(reports: Sequence[AlignmentReport], to: Console) -> None:
+    """A table of the splits, the reasons for which rows were dropped, and the paths that several splits hold.
 
-
-def _splits_table(reports: Sequence[AlignmentReport]) -> Table:
-    table = Table("split", title="Alignment")
-    for column in ("embeddings", "CPS rows", "aligned", "by equal path", "by path suffix", "rows dropped"):
-        table.add_column(column, justify="right")
+    Readable at 80 columns: paths have lines of their own, and what does not fit is cut in the middle.
+    """
+    by_setting = any(report.num_by_setting for report in reports)
+    columns = ["embeddings", "CPS rows", "aligned", "by equal path", "by path suffix", "by setting", "rows dropped"]
+    table = table_of("Alignment", "split", *(name for name in columns if by_setting or name != "by setting"))
     for report in reports:
-        counts = (report.num_embeddings, report.num_cps, report.num_aligned, report.num_exact, report.num_by_suffix)
-        table.add_row(Text(report.split), *(f"{count:,}" for count in (*counts, report.num_dropped)))
-    return table
+        counts = [report.num_embeddings, report.num_cps, report.num_aligned, report.num_exact, report.num_by_suffix]
+        counts += [report.num_by_setting] if by_setting else []
+        table.add_row(others(report.split, MAX_NAME), *(f"{count:,}" for count in (*counts, report.num_dropped)))
+    to.print(table)
+    _print_entries(to, "Dropped", ((report.split, _dropped(entry), entry) for report in reports for entry in report.dropped))
+    _print_differences(to, reports)
+    warnings = ((report.split, _dropped(entry), entry) for report in reports for entry in report.warnings)
+    _print_entries(to, "Served, and unusual", warnings)
+    leaks = ((report.split, f"also in {entry.reason}", entry) for report in reports for entry in report.leaks)
+    _print_entries(to, "The same path in two splits (served in both)", leaks)
 
 
-def _dropped_table(reports: Sequence[AlignmentReport]) -> Table:
-    sentences = {reason.code: reason.sentence for reason in Reason}
-    table = Table("split", "rows of", "reason", title="Dropped")
-    table.add_column("count", justify="right")
-    table.add_column("first examples", overflow="fold")
-    for report in reports:
-        for entry in report.dropped:
-            reason = Text.assemble((entry.reason, "bold"), "\n", (sentences.get(entry.reason, ""), "dim"))
-            table.add_row(Text(report.split), entry.side, reason, f"{entry.count:,}", Text("\n".join(entry.examples)))
-    return table
+def _print_differences(to: Console, reports: Sequence[AlignmentReport]) -> None:
+    """What paths differ in, and the options that match them: on one line at any width, to be copied."""
+    roots = [(report.split, root) for report in reports for root in report.roots]
+    if roots:
+        to.print("\nRoots that differ", style="italic")
+    for split, root in roots:
+        what = (
+            "matched, since all differ by these two alone" if root.applied else "if these hold the same recordings, match them by"
+        )
+        to.print(_entry(split, root.count, f"embeddings in {root.embeddings!r}, CPS rows in {root.cps!r}; {what}"))
+        if not root.applied:
+            to.print(" " * INDENT, others(" ".join(root.options)), sep="", soft_wrap=True)
+    spellings = (
+        (report.split, f"differ in {entry.differs_in} only: {entry.remedy}", entry)
+        for report in reports
+        for entry in report.spellings
+    )
+    _print_entries(to, "Spellings that differ", spellings)
 
 
-def _leaks_table(reports: Sequence[AlignmentReport]) -> Table:
-    table = Table("split", "also in", title="The same path in two splits (served in both)")
-    table.add_column("count", justify="right")
-    table.add_column("first examples", overflow="fold")
-    for report in reports:
-        for entry in report.leaks:
-            table.add_row(Text(report.split), Text(entry.reason), f"{entry.count:,}", Text("\n".join(entry.examples)))
-    return table
+def _entry(split: str, count: int, what: str) -> Text:
+    return Text.assemble((shortened(plain(split), MAX_NAME), "bold"), f": {count:,} {plain(what)}")
+
+
+def _dropped(entry: Dropped) -> str:
+    return f"{SIDES.get(entry.side, 'rows')}, {entry.reason}: {SENTENCES.get(entry.reason, '')}"
+
+
+def _print_entries(to: Console, title: str, entries: Iterable[tuple[str, str, Dropped | SpellingDifference]]) -> None:
+    """Each entry as a line that says what and how many, and its examples below it."""
+    for number, (split, what, entry) in enumerate(entries):
+        if not number:
+            to.print(f"\n{title}", style="italic")
+        to.print(_entry(split, entry.count, what))
+        for example in entry.examples:
+            to.print(" " * INDENT, others(example, to.width - INDENT), sep="", no_wrap=True, crop=False)
+        if entry.count > len(entry.examples):
+            to.print(f"{' ' * INDENT}and {entry.count - len(entry.examples):,} more (--json lists all)", style="dim")

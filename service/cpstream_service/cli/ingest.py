@@ -4,12 +4,9 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
-from cyclopts import Parameter
-from rich.console import Console
 from tqdm import tqdm
 
 from ..align.align import judge_rows
@@ -19,17 +16,18 @@ from ..sources.chroma.address import server_url
 from ..sources.npy import read_npy
 from ..sources.read import npy_path
 from ..sources.rows import SourceSplit
+from ..text import plain
+from .common import Chroma, say
 
 BATCH_ROWS = 1000
-_SERVER = ChromaSettings()
 
 
 def ingest(
     source_path: Path,
     *,
     chroma_path: Path | None = None,
-    server: Annotated[ChromaSettings, Parameter(name="*")] = _SERVER,
-    splits: Annotated[tuple[str, ...], Parameter(negative=())] = (),
+    server: Chroma = None,
+    splits: tuple[str, ...] = (),
 ) -> int:
     """Put the embeddings of numpy_embs.npy into a Chroma collection, in a folder or on a server.
 
@@ -40,7 +38,7 @@ def ingest(
     ```
     cpstream ingest data/processed/embeddings --chroma-path chroma
     cpstream ingest data/processed/embeddings --chroma-host localhost --chroma-port 8001
-    cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train --splits dev
+    cpstream ingest data/processed/embeddings --chroma-host chroma --collection-name speech --splits train dev
     cpstream ingest data/processed/embeddings --chroma-url https://example.org/chroma --chroma-token-file token
     ```
 
@@ -56,31 +54,31 @@ def ingest(
     from ..sources.chroma.client import open_client  # chromadb takes a second to import
     from ..sources.chroma.write import open_collection
 
+    server = server or ChromaSettings()
     if (chroma_path is None) == (server_url(server) is None):
         raise DataError("where to ingest to: set --chroma-path to a folder, or --chroma-url to a server, one of the two")
     target = DataSettings(source_type="chromadb", source_path=chroma_path, **asdict(server))
     source = read_npy(npy_path(DataSettings(source_path=source_path)), splits, progress=True)
-    console = Console(soft_wrap=True, markup=False, highlight=False)
     with open_client(target, create=True) as client:
         writer = open_collection(client, target)
         for name in list(source):
             split = source.pop(name)
-            with tqdm(None, f"ingest {name}", len(split.file_paths), unit=" rows", disable=None) as bar:
+            with tqdm(None, f"ingest {plain(name)}", len(split.file_paths), unit=" rows", disable=None) as bar:
                 written = 0
                 for ids, rows in _batches(split):
                     metadatas = [{"split": name, "file_path": split.file_paths[i]} for i in rows]
                     written += writer.put(ids, split.embeddings[rows], metadatas)
                     bar.update(len(rows))
             usable = int(judge_rows(split.embeddings)[0].sum())
-            console.print(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there")
+            say(f"{name}: {usable:,} rows, {written:,} written, {usable - written:,} were there")
             left_out = len(split.problems) + len(split.file_paths) - usable
             if left_out:
                 first = f"first: {split.problems[0]}" if split.problems else "embeddings that are not finite"
-                console.print(f"{name}: {left_out:,} rows left out ({first})")
-            others = writer.count(name) - usable
-            if others > 0:
-                console.print(
-                    f"{name}: the collection holds {others:,} more records of this split, which {source_path} does not; "
+                say(f"{name}: {left_out:,} rows left out ({first})")
+            more = writer.count(name) - usable
+            if more > 0:
+                say(
+                    f"{name}: the collection holds {more:,} more records of this split, which {source_path} does not; "
                     f"they will be served, too, unless you ingest into another collection",
                 )
     return 0

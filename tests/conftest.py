@@ -58,24 +58,25 @@ class UvicornServer(uvicorn.Server):
         await asyncio.sleep(0)  # for connection_lost
 
 
-def bound(port: int = 0) -> socket.socket:
+def bound(port: int = 0, host: str = "127.0.0.1") -> socket.socket:
     """A socket to listen at, on a port of its own if none is named. asyncio sets TCP_NODELAY on what it accepts only where the
     protocol is named (uvicorn issue 3149); without it, each small reply on a kept connection waits 40 ms for the client's ACK.
     """
-    sock = socket.socket(proto=socket.IPPROTO_TCP)
+    sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, proto=socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind(("127.0.0.1", port))
+    sock.bind((host, port))
     return sock
 
 
 @contextmanager
-def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio", **config: Any) -> Iterator[str]:
+def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio", host: str = "127.0.0.1", **config: Any) -> Iterator[str]:
     """Run the app by uvicorn in a thread of this process. Yields its URL once it answers; stops it at the end.
 
     config: further settings of uvicorn; with ssl_certfile the URL is one of https.
     """
-    sock = bound(port)
-    url = ("https" if "ssl_certfile" in config else "http") + "://{}:{}".format(*sock.getsockname())
+    sock = bound(port, host)
+    scheme, name = "https" if "ssl_certfile" in config else "http", f"[{host}]" if ":" in host else host
+    url = f"{scheme}://{name}:{sock.getsockname()[1]}"
     settings = {"loop": loop, "http": "httptools", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
     server = UvicornServer(uvicorn.Config(app, **{**settings, **config}))
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")

@@ -43,7 +43,7 @@ class RegressionEmbeddingsDataset(BaseDataset):
     """Embeddings of one split with their speech rate (CPS), aligned as the service aligns them.
 
     source_path: folder of numpy_embs.npy, or of a Chroma database. cps_csv: the CPS table, {split} standing for the split; a bare
-    file name is looked for in source_path. chroma_host, chroma_port: a Chroma server instead of a folder. report: what alignment
+    file name is looked for in source_path. chroma_url and what follows: a Chroma server instead of a folder. report: what alignment
     dropped, and why. Raises DataError when something cannot be read or nothing aligns.
     """
 
@@ -55,8 +55,14 @@ class RegressionEmbeddingsDataset(BaseDataset):
         cps_csv: str | Path = "{split}_cps.csv",
         collection_name: str = "speed_embeddings",
         *,
+        chroma_url: str | None = None,
         chroma_host: str | None = None,
         chroma_port: int = 8000,
+        chroma_token_file: str | Path | None = None,
+        chroma_headers_file: str | Path | None = None,
+        chroma_ca_file: str | Path | None = None,
+        chroma_tenant: str = "default_tenant",
+        chroma_database: str = "default_database",
         path_column: str = "audio_path",
         cps_column: str = "cps",
         strict: bool = False,
@@ -66,9 +72,15 @@ class RegressionEmbeddingsDataset(BaseDataset):
         self._progress = progress
         self._settings = DataSettings(
             source_type=source_type,
-            source_path=None if source_path is None else Path(source_path),
+            source_path=_path(source_path),
+            chroma_url=chroma_url,
             chroma_host=chroma_host,
             chroma_port=chroma_port,
+            chroma_token_file=_path(chroma_token_file),
+            chroma_headers_file=_path(chroma_headers_file),
+            chroma_ca_file=_path(chroma_ca_file),
+            chroma_tenant=chroma_tenant,
+            chroma_database=chroma_database,
             collection_name=collection_name,
             cps_csv=str(cps_csv),
             path_column=path_column,
@@ -90,3 +102,7 @@ class RegressionEmbeddingsDataset(BaseDataset):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(split={self.split!r}, num_samples={len(self)}, embedding_dim={self.audio_data.shape[1]})"
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -100,7 +100,7 @@ class SampleParameters(PinnedParameters):
         ),
     ] = ",".join(DEFAULT_COLUMNS)
 
-    @property
+    @cached_property
     def parsed_columns(self) -> tuple[Column, ...]:
         """In the wire's order."""
         names = _names(self.columns)

@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.contract.plan import Indices
-from cpstream_client.contract.wire import CHECKSUM_BYTES, Column, Dtype, batch_schema
+from cpstream_client.contract.wire import CHECKSUM_BYTES, BatchQuery, Column, Dtype, batch_schema, stream_metadata
 
 from .frames import END_OF_STREAM, Frame, frame
 
@@ -173,12 +173,9 @@ def _grouped(parts: Iterable[Part]) -> Iterator[list[Part]]:
         yield group
 
 
-def schema_message(columns: Columns, metadata: dict[str, str]) -> bytes:
-    """The first message of the stream. Its length is a multiple of 8, as that of every message."""
-    return _schema_message(columns.dim, columns.dtype, columns.names, tuple(metadata.items()))
-
-
 @lru_cache(maxsize=256)  # requests for any indices differ only in their number
-def _schema_message(dim: int, dtype: Dtype, names: tuple[Column, ...], metadata: tuple[tuple[str, str], ...]) -> bytes:
-    message: bytes = batch_schema(dim, dtype, names, dict(metadata)).serialize().to_pybytes()
+def schema_message(dim: int, split: str, fingerprint: str, query: BatchQuery, num_rows: int, num_batches: int) -> bytes:
+    """The first message of the stream. Its length is a multiple of 8, as that of every message."""
+    metadata = stream_metadata(split, fingerprint, query, num_rows, num_batches)
+    message: bytes = batch_schema(dim, query.dtype, query.columns, metadata).serialize().to_pybytes()
     return message

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.contract.plan import Indices, Plan
-from cpstream_client.contract.wire import BatchQuery, Column, Dtype, stream_metadata
+from cpstream_client.contract.wire import BatchQuery, Column, Dtype
 
 from ..errors import Overloaded, PayloadTooLarge, StorageFailed
 from ..settings import ServeSettings
@@ -77,8 +77,7 @@ class BatchServer:
         order = await self._orders.get(plan)
         if plan.start > n // 2:
             self._orders.prepare_next(plan)
-        metadata = stream_metadata(split.name, split.fingerprint, query, num_rows, len(steps))
-        schema = schema_message(columns, metadata)
+        schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
         if "file_path" in columns.names:
             nbytes = sum(columns.frame_of(batch).nbytes for batch in _batches(plan, order, steps))
         elif steps:
@@ -94,7 +93,7 @@ class BatchServer:
         columns = await self._columns(split, dtype, names)
         self._check_size(len(indices), columns)
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
-        schema = schema_message(columns, stream_metadata(split.name, split.fingerprint, query, len(indices), 1))
+        schema = schema_message(columns.dim, split.name, split.fingerprint, query, len(indices), 1)
         batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
         return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices))
 

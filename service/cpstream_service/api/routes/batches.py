@@ -1,13 +1,14 @@
 """Samples for training: batches of an epoch, samples at any indices, and the audit of a step."""
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated
 
 from anyio import to_thread
 from fastapi import Query, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import BatchQuery, ErrorCode
@@ -102,14 +103,15 @@ async def take(
 
 
 class TakeRoute(Route):
-    """Random access asks for little at a time: FastAPI describes this route, but reads nothing of its requests."""
+    """Random access asks for little at a time: FastAPI describes this route, and has no part in answering its requests."""
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        async def handle(request: Request) -> Response:
-            parameters = sample_parameters(request.scope["query_string"])
-            return await take(request.path_params["split"], request, request.app.state.service, parameters)
-
-        return handle
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await super().handle(scope, receive, send)
+            return
+        request, parameters = Request(scope, receive), sample_parameters(scope["query_string"])
+        reply = await take(scope["path_params"]["split"], request, request.app.state.service, parameters)
+        await reply(scope, receive, send)
 
 
 router.add_api_route(

@@ -1,5 +1,6 @@
 """What the service answers when all is well, over real HTTP on the bundled data."""
 
+import gc
 import io
 from collections.abc import Callable, Iterator
 
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import Server, poll
+from starlette.requests import Request
 
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.plan import Plan
@@ -225,6 +227,22 @@ def test_head_is_get_without_the_body(http: httpx.Client) -> None:
         assert (head.status_code, head.content) == (200, b""), path
         for name in ("content-length", "content-type", "etag"):
             assert head.headers.get(name) == get.headers.get(name), (path, name)
+
+
+def test_json_carries_the_digest_of_the_body_that_is_sent(http: httpx.Client) -> None:
+    for path in ("/livez", "/openapi.json", "/v1/splits/dev", "/v1/splits/dev/rows", "/v1/splits/nowhere"):
+        get, head = http.get(path), http.head(path)
+        assert get.headers["content-digest"] == wire.content_digest(get.content), path
+        assert "content-digest" not in head.headers, path
+        assert head.headers.get("content-location") == get.headers.get("content-location"), path
+
+
+def test_no_request_outlives_its_reply(run_server: Callable[..., Server]) -> None:
+    server = run_server()
+    for length in range(1, 20):
+        indices, params = {"indices": [0] * length}, {"columns": "cps," * length + "index"}
+        assert httpx.post(f"{server.url}/v1/splits/dev/take", json=indices, params=params).status_code == 200
+    poll(lambda: gc.collect() is not None and not [each for each in gc.get_objects() if type(each) is Request])
 
 
 def test_bodies_are_never_compressed(http: httpx.Client) -> None:

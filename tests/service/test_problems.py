@@ -91,6 +91,13 @@ CASES = [
     batches("bacth_size=3", "'bacth_size'", "did you mean 'batch_size'?"),
     batches("zzz=3", "'zzz'", "world_size"),
     batches("batch_size=1&batch_size=2", "'batch_size'", "2 times", "'1', '2'"),
+    batches("batch_size=1&batch%5Fsize=2", "'batch_size'", "2 times"),
+    batches("batch_size=0&limt=3&seed=x", "batch_size is '0'", "'limt' is not known here; did you mean 'limit'?", "seed is 'x'"),
+    batches("&".join(f"x{i}=1" for i in range(900)), "'x0'", "and 892 more"),
+    Case(f"{DEV}/take?dtype=float16&dtype=float16", "invalid-parameter", ("'dtype'", "2 times"), "POST", b'{"indices": [0]}'),
+    Case(f"{DEV}/take?colums=cps", "invalid-parameter", ("did you mean 'columns'?",), "POST", b'{"indices": [0]}'),
+    Case(f"{DEV}/cps.npy?split=dev", "invalid-parameter", ("'split'", "fingerprint")),
+    Case("/openapi.json?x=1", "invalid-parameter", ("'x'", "no parameters")),
     Case("/v1/splits?split=dev", "invalid-parameter", ("'split'", "no parameters")),
     Case("/livez?x=1", "invalid-parameter", ("'x'",)),
     *(batches(f"{name}={value}", name, repr(value)) for name in INTEGERS for value in NO_INT64),
@@ -244,6 +251,31 @@ def test_an_unexpected_error_tells_nothing_of_the_inside(snapshot: Snapshot, cap
     assert "secret" not in json.dumps(body)
     assert body["request_id"] in caplog.text
     assert "cannot read /tmp/secret" in caplog.text
+
+
+def test_what_the_framework_refuses_is_a_problem_too(snapshot: Snapshot) -> None:
+    app = create_app(snapshot, ServeSettings())
+
+    @app.post("/typed/{number}")
+    def typed(number: int, body: dict[str, int]) -> None:
+        pass
+
+    with serving(app) as url:
+        body = problem_of(httpx.post(f"{url}/typed/x", json={"a": "b"}))
+    assert body["code"] == "invalid-parameter"
+    assert "number is 'x'; it must be a whole number" in body["detail"]
+    assert "a is 'b'" in body["detail"]
+
+
+def test_a_refusal_is_no_error_of_the_service(
+    run_server: Callable[..., Server], snapshot: Snapshot, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = run_server(snapshot=grown(snapshot, "train", 50_000), max_streams=1)
+    with stalled_stream(server.url, "/v1/splits/train/batches"), caplog.at_level("WARNING"):
+        for _ in range(3):  # the first request of a kind, and those that follow
+            assert problem_of(httpx.post(f"{server.url}{DEV}/take", json={"indices": [0]}))["code"] == "overloaded"
+            assert problem_of(httpx.post(f"{server.url}{DEV}/take", json={"indices": [300]}))["code"] == "index-out-of-range"
+    assert not caplog.records
 
 
 def test_an_error_in_mid_reply_cuts_the_connection(snapshot: Snapshot) -> None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import quote
 
 from anyio import to_thread
 from starlette.requests import Request
@@ -23,6 +24,8 @@ from ..snapshot.store import Snapshot, Split
 from .negotiation import caching
 
 PIECE_BYTES = 1024**2
+_NO_FILENAME = re.compile(r'[/\\"%<>:|?*\x00-\x1f\x7f-\x9f]')
+"""What no file may be called on some system, and what would end the header's quotes."""
 _ONE_RANGE = re.compile(r"\s*bytes\s*=\s*(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))\s*", re.IGNORECASE)
 
 
@@ -97,13 +100,13 @@ def byte_range(headers: Mapping[str, str], size: int, etag: str) -> range | None
 
 
 def file_reply(request: Request, file: File, *, filename: str, etag: str) -> StreamingResponse:
-    """The file, or the part of it that the request asks for."""
-    part = byte_range(request.headers, file.size, etag)
+    """The file, or the part of it that the request asks for: a Range has no meaning for HEAD, as RFC 9110 says."""
+    part = byte_range(request.headers, file.size, etag) if request.method == "GET" else None
     whole = part is None
     part = range(file.size) if part is None else part
     headers = {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": f'attachment; filename="{filename}"',
+        "Content-Disposition": _attachment(filename),
         "Content-Length": str(len(part)),
         "ETag": etag,
         **caching(request),
@@ -112,6 +115,14 @@ def file_reply(request: Request, file: File, *, filename: str, etag: str) -> Str
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
     pieces = _pieces(file, part if request.method == "GET" else part[:0])
     return StreamingResponse(pieces, 200 if whole else 206, headers, file.media_type)
+
+
+def _attachment(filename: str) -> str:
+    """Content-Disposition of RFC 6266: a name of other scripts is sent as RFC 8187 encodes it, beside one for old clients."""
+    filename = _NO_FILENAME.sub("_", filename)
+    plain = filename.encode("ascii", "replace").decode().replace("?", "_")
+    encoded = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
+    return f'attachment; filename="{plain}"{encoded}'
 
 
 async def _pieces(file: File, part: range) -> AsyncIterator[bytes]:

@@ -1,0 +1,90 @@
+"""Behind a reverse proxy that serves all this under a path of its own: API, client, pages and links work."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+from conftest import Server
+
+from cpstream_client import Client
+
+PREFIX = "/lab/data"
+
+
+@contextmanager
+def stripping_proxy(upstream: str) -> Iterator[str]:
+    """A reverse proxy that takes PREFIX off the path and knows nothing else. Yields the address with the prefix."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def forward(self) -> None:
+            if not self.path.startswith(PREFIX + "/"):
+                self.send_error(404, "nothing but the prefix is proxied")
+                return
+            connection = HTTPConnection(upstream.removeprefix("http://"))
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            connection.request(self.command, self.path.removeprefix(PREFIX), body, dict(self.headers))
+            reply = connection.getresponse()
+            self.send_response_only(reply.status, reply.reason)
+            for name, value in reply.getheaders():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(reply.read())
+            connection.close()
+
+        do_GET = do_HEAD = do_POST = forward
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as proxy:
+        proxy.daemon_threads = True
+        thread = Thread(target=proxy.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{proxy.server_port}{PREFIX}"
+        finally:
+            proxy.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def proxied(server: Server) -> Iterator[str]:
+    with stripping_proxy(server.url) as url:
+        yield url
+
+
+def test_every_link_of_the_index_leads_somewhere(proxied: str) -> None:
+    index = httpx.get(f"{proxied}/")
+    links = {name: link for name, link in index.json().items() if name != "service"}
+    assert len(links) == 5
+    for name, link in links.items():
+        assert httpx.get(urljoin(str(index.url), link)).status_code == 200, name
+
+
+def test_the_documentation_reads_its_description_and_calls_the_service(proxied: str) -> None:
+    page = httpx.get(f"{proxied}/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    found = re.search(r"url: '([^']+)'", page.text)
+    assert found
+    description_url = urljoin(str(page.url), found[1])
+    description = json.loads(httpx.get(description_url).text)
+    (called,) = description["servers"]  # a relative one is relative to the description
+    assert urljoin(description_url, called["url"]).rstrip("/") == proxied
+    assert httpx.get(urljoin(description_url, called["url"]).rstrip("/") + "/v1/splits").status_code == 200
+
+
+def test_the_client_streams(proxied: str, server: Server) -> None:
+    with Client(proxied) as client:
+        info = client.split("dev")
+        assert sum(batch.num_rows for batch in client.batches("dev")) == info.num_samples == 300
+        assert client.take("dev", [3, 1]).num_rows == 2

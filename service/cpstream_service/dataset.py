@@ -5,7 +5,7 @@ The only module of the service that imports torch; the server does not import it
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Literal, SupportsIndex
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor
@@ -42,51 +42,35 @@ class BaseDataset(Dataset[tuple[Tensor, Tensor]]):
 class RegressionEmbeddingsDataset(BaseDataset):
     """Embeddings of one split with their speech rate (CPS), aligned as the service aligns them.
 
-    source_path: folder of numpy_embs.npy, or of a Chroma database. cps_csv: the CPS table, {split} standing for the split; a bare
-    file name is looked for in source_path. chroma_url and what follows: a Chroma server instead of a folder. report: what alignment
-    dropped, and why. Raises DataError when something cannot be read or nothing aligns.
+    source_path: folder of numpy_embs.npy or of a Chroma database, or what else the source_type reads. cps_csv: the CPS table,
+    {split} standing for the split; a bare file name is looked for in source_path. settings: any other option of `cpstream check`,
+    by its name in Python (chroma_url=, cps_column=, strict=, ...). report: what alignment dropped, and why.
+
+    Raises ValueError for a setting out of its choices; DataError when something cannot be read or nothing aligns: where a file or a
+    folder is missing, it is a FileNotFoundError, too.
     """
 
     def __init__(
         self,
         source_path: str | Path | None,
         split: str,
-        source_type: Literal["npy", "chromadb"] = "npy",
+        source_type: str = "npy",
         cps_csv: str | Path = "{split}_cps.csv",
         collection_name: str = "speed_embeddings",
         *,
-        chroma_url: str | None = None,
-        chroma_host: str | None = None,
-        chroma_port: int = 8000,
-        chroma_token_file: str | Path | None = None,
-        chroma_headers_file: str | Path | None = None,
-        chroma_ca_file: str | Path | None = None,
-        chroma_tenant: str = "default_tenant",
-        chroma_database: str = "default_database",
-        path_column: str = "audio_path",
-        cps_column: str = "cps",
-        strict: bool = False,
         progress: bool = True,
+        **settings: Any,
     ) -> None:
-        self.split = split
+        self.source_path, self.split, self.source_type = source_path, split, source_type
+        self.cps_csv, self.collection_name = cps_csv, collection_name
         self._progress = progress
         self._settings = DataSettings(
-            source_type=source_type,
-            source_path=_path(source_path),
-            chroma_url=chroma_url,
-            chroma_host=chroma_host,
-            chroma_port=chroma_port,
-            chroma_token_file=_path(chroma_token_file),
-            chroma_headers_file=_path(chroma_headers_file),
-            chroma_ca_file=_path(chroma_ca_file),
-            chroma_tenant=chroma_tenant,
-            chroma_database=chroma_database,
+            source_type=cast(Any, source_type),
+            source_path=None if source_path is None else Path(source_path),
             collection_name=collection_name,
             cps_csv=str(cps_csv),
-            path_column=path_column,
-            cps_column=cps_column,
             splits=(split,),
-            strict=strict,
+            **settings,
         )
         self.report: AlignmentReport
         self.prepare_data()
@@ -102,7 +86,3 @@ class RegressionEmbeddingsDataset(BaseDataset):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(split={self.split!r}, num_samples={len(self)}, embedding_dim={self.audio_data.shape[1]})"
-
-
-def _path(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)

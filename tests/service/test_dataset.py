@@ -104,6 +104,46 @@ def test_the_table_of_another_split_serves_nothing(source: Path) -> None:
         RegressionEmbeddingsDataset(source, "dev", "npy", source / "train_cps.csv")
 
 
+def test_the_arguments_are_attributes(source: Path) -> None:
+    dataset = RegressionEmbeddingsDataset(str(source), "dev", "npy", "{split}_cps.csv", "other")
+    given = (dataset.source_path, dataset.split, dataset.source_type, dataset.cps_csv, dataset.collection_name)
+    assert given == (str(source), "dev", "npy", "{split}_cps.csv", "other")
+
+
+@pytest.mark.parametrize("source_type", ["zarr", "", "NPY", None])
+def test_an_unknown_source_type(source: Path, source_type: Any) -> None:
+    with pytest.raises(ValueError, match=r"source_type is .*; it must be one of npy, chromadb, npy-folder, parquet, kaldi"):
+        RegressionEmbeddingsDataset(source, "dev", source_type)
+
+
+def test_an_unknown_argument(source: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match="cps_colum"):
+        RegressionEmbeddingsDataset(source, "dev", cps_colum="cps")
+
+
+@pytest.mark.parametrize(
+    ("source_type", "path"),
+    [
+        ("npy", ""),
+        ("npy", "gone"),
+        ("chromadb", ""),
+        ("chromadb", "gone"),
+        ("npy-folder", "gone"),
+        ("parquet", "gone"),
+        ("kaldi", "gone"),
+    ],
+)
+def test_what_is_missing_is_a_file_not_found_error_as_well(source: Path, tmp_path: Path, source_type: str, path: str) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        RegressionEmbeddingsDataset(tmp_path / path, "dev", source_type, cps_csv=source / "dev_cps.csv")
+    assert isinstance(caught.value, DataError)
+    assert str(caught.value).startswith(str(tmp_path / path))
+    with pytest.raises(FileNotFoundError, match="there is no such CPS table"):
+        RegressionEmbeddingsDataset(source, "dev", cps_csv="nope.csv")
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (type(again), str(again)) == (type(caught.value), str(caught.value))
+
+
 def test_bad_data(source: Path) -> None:
     with pytest.raises(DataError, match=r"nope_cps.csv: there is no such CPS table"):
         RegressionEmbeddingsDataset(source, "nope")

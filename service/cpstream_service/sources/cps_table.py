@@ -11,7 +11,7 @@ from typing import IO
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, MissingFileError
 from .rows import Reason, RowProblem, path_problem
 
 _SEPARATORS = (",", ";", "\t")
@@ -45,7 +45,7 @@ def read_cps_table(path: Path, path_column: str = "audio_path", cps_column: str 
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such CPS table; set --cps-csv to where it lies") from None
+        raise MissingFileError(f"{path}: there is no such CPS table; set --cps-csv to where it lies") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a folder, not a CPS table; set --cps-csv to a CSV file") from None
     except OSError as error:

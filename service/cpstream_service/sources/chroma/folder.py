@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from ...errors import DataError, SourceUnavailableError
+from ...errors import DataError, MissingFileError, SourceUnavailableError
 from ...settings import DataSettings
 
 DATABASE_FILE = "chroma.sqlite3"
@@ -39,7 +39,7 @@ def database_folder(path: Path | None, *, create: bool) -> Path:
         )
     if not create and not (path / DATABASE_FILE).is_file():  # PersistentClient would make an empty one
         fault = "there is no such folder" if not path.is_dir() else f"the folder holds no Chroma database ({DATABASE_FILE})"
-        raise DataError(f"{path}: {fault}; set --source-path to the folder of one, or make it: cpstream ingest")
+        raise MissingFileError(f"{path}: {fault}; set --source-path to the folder of one, or make it: cpstream ingest")
     return path
 
 

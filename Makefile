@@ -9,6 +9,7 @@ JOBS ?= 2
 # --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
 BENCH_PIP := $(PIP:$(VENV)/%=$(VENV)/bench/%)
+LOWEST_PIP := $(PIP:$(VENV)/%=$(VENV)/lowest/%)
 
 # Keep bytecode whatever the environment says, or each of the many processes that tests start compiles torch anew.
 export PYTHONDONTWRITEBYTECODE :=
@@ -18,10 +19,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test lint format bench image
+.PHONY: help serve test test-lowest lint format bench image
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) JOBS=$(JOBS) ARGS="more options of the command" PYTHON=python3'
 
 serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
@@ -29,6 +30,9 @@ serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 
 
 test: $(VENV)/.dev ## Run all tests, with coverage (ARGS, JOBS)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
+
+test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versions that pyproject.toml allows (ARGS)
+	INSTALLED_PYTHON=$(abspath $(VENV)/lowest/bin/python) $(BIN)/python -m pytest tests/installed $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -60,6 +64,21 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -c constraints.txt torch
 	$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@ $(VENV)/.service
+
+# The lowest of what is named, and what goes with it; torch is the pinned one. The wheel is built anew each time.
+.PHONY: $(VENV)/lowest/.done
+$(VENV)/lowest/.done: $(VENV)/lowest/.installed
+	$(BIN)/python -m hatchling build -t wheel -d $(VENV)/lowest/dist 2>/dev/null
+	$(BIN)/uv pip install -q --python $(VENV)/lowest/bin/python --no-deps --reinstall-package cpstream $(VENV)/lowest/dist/*.whl
+
+$(VENV)/lowest/.installed: pyproject.toml constraints.txt $(VENV)/.dev
+	rm -rf $(VENV)/lowest
+	$(BIN)/python -m venv $(VENV)/lowest
+	$(LOWEST_PIP) -c constraints.txt torch
+	$(BIN)/uv pip compile -q pyproject.toml --extra service --resolution lowest-direct --python $(VENV)/lowest/bin/python \
+		-o $(VENV)/lowest/requirements.txt >/dev/null
+	$(BIN)/uv pip install -q --python $(VENV)/lowest/bin/python --no-deps -r $(VENV)/lowest/requirements.txt
+	@touch $@
 
 # An environment of its own, because the alternatives pin versions. Where they do not install, the benchmarks skip them.
 $(VENV)/bench/.done: pyproject.toml constraints.txt | $(BIN)/python

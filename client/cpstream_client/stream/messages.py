@@ -28,6 +28,8 @@ _POOLED_FROM_BYTES = 16 * 1024
 _PIECE_BYTES = 1024**2
 """Of one receive, so that the checksum reads from the processor's cache what the kernel has just written there."""
 _MAX_REMEMBERED = 256
+_DTYPES = {pa.float16(): np.dtype(np.float16), pa.float32(): np.dtype(np.float32), pa.int64(): np.dtype(np.int64)}
+"""Of all columns of fixed width that batch_schema has. Arrow's own to_pandas_dtype imports pandas before pyarrow 26."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,7 @@ class Messages:
             buffer = values.buffers()[-1]
             # Where an empty buffer lies means nothing.
             begin = buffer.address - body_address if buffer is not None and batch.num_rows else 0
-            dtype = np.dtype(value_type.to_pandas_dtype())
+            dtype = _DTYPES[value_type]
             end = begin + math.prod(shape) * dtype.itemsize
             if not 0 <= begin <= end <= body_bytes:  # Arrow converts what a damaged schema calls big-endian
                 raise CorruptedError(f"{self._url}: a column lies outside its batch")

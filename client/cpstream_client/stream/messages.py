@@ -28,7 +28,11 @@ _POOLED_FROM_BYTES = 16 * 1024
 _PIECE_BYTES = 1024**2
 """Of one receive, so that the checksum reads from the processor's cache what the kernel has just written there."""
 _MAX_REMEMBERED = 256
-_DTYPES = {pa.float16(): np.dtype(np.float16), pa.float32(): np.dtype(np.float32), pa.int64(): np.dtype(np.int64)}
+_DTYPES: dict[pa.DataType, np.dtype[Any]] = {
+    pa.float16(): np.dtype(np.float16),
+    pa.float32(): np.dtype(np.float32),
+    pa.int64(): np.dtype(np.int64),
+}
 """Of all columns of fixed width that batch_schema has. Arrow's own to_pandas_dtype imports pandas before pyarrow 26."""
 
 

@@ -38,11 +38,8 @@ def test_names_of_the_client(module: ModuleType, names: str) -> None:
 
 
 def test_names_of_the_local_twin() -> None:
-    own = {
-        name
-        for name, value in vars(cpstream_service.dataset).items()
-        if getattr(value, "__module__", "") == "cpstream_service.dataset"
-    }
+    module = cpstream_service.dataset
+    own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__ and name[0] != "_"}
     assert own == set(DATASET.split())
 
 

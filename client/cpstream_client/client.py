@@ -1,14 +1,11 @@
 """Client: what the service holds, and batches of it as numpy or Arrow, without torch.
 
-Small JSON replies and the batch stream share one HTTP layer (connection.py), and so one way of failing, retrying and
-authorising.
+Small JSON replies and the batch stream share one HTTP layer (transport/), and so one way of failing, retrying and authorising.
 """
 
 import os
 import sys
 import time
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -37,8 +34,8 @@ from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
 from .stream.reader import Batch, Expected, read_batches
-from .transport.connection import Connection
 from .transport.endpoints import Endpoint
+from .transport.options import Auth, Cert, Headers, Hooks, HttpOptions, MakeHttp, Proxy, Timeout, Verify, given_token, timeouts
 from .transport.retry import Patience, Retry
 from .transport.service import Service
 
@@ -48,24 +45,52 @@ T = TypeVar("T")
 class Client:
     """A service, seen from a machine that trains or looks. Picklable; connections open lazily, per process.
 
-    url: of the service, or of several replicas of it; token: as the service's --token (default: CPSTREAM_TOKEN);
-    timeout_s: seconds without a byte after which a connection counts as broken; retry: how long to keep trying.
+    url: of the service, or of several replicas of it. token: as the service's --token (default: CPSTREAM_TOKEN, or what the file
+    that CPSTREAM_TOKEN_FILE names holds). timeout: seconds without a byte after which a connection counts as broken (30), or an
+    httpx.Timeout; timeout_s is its older name. retry: how long to keep trying.
+
+    As httpx.Client takes them: verify (the path of a CA's certificate, an ssl.SSLContext, or False; by default the system's CAs),
+    cert (a client certificate), proxy, auth, headers, event_hooks. HTTP_PROXY and .netrc are ignored. http: a function that makes
+    another httpx.Client, called once a process, or such a client itself, for this process alone.
 
     Every method raises TransportError when the service cannot be reached and ServiceError when it refuses.
     """
 
     def __init__(
-        self, url: str | Sequence[str], *, token: str | None = None, timeout_s: float = 30.0, retry: Retry | None = None
+        self,
+        url: str | Sequence[str],
+        *,
+        token: str | None = None,
+        verify: Verify = True,
+        cert: Cert | None = None,
+        proxy: Proxy | None = None,
+        auth: Auth | None = None,
+        headers: Headers | None = None,
+        event_hooks: Hooks | None = None,
+        timeout: Timeout | None = None,
+        timeout_s: float | None = None,
+        http: MakeHttp | None = None,
+        retry: Retry | None = None,
     ) -> None:
-        self.service = Service.at(url, token or os.environ.get("CPSTREAM_TOKEN"), timeout_s, retry)
+        receive_s, connect_s = timeouts(timeout, timeout_s, http)
+        options = HttpOptions(
+            token=token or (given_token() if auth is None else None),
+            verify=verify,
+            cert=cert,
+            proxy=proxy,
+            auth=auth,
+            headers=headers,
+            event_hooks=event_hooks,
+            http=http,
+            timeout_s=receive_s,
+            connect_timeout_s=connect_s,
+        )
+        self.service = Service.at(url, options, retry)
         self._met = False
         self._open()
 
     def _open(self) -> None:
-        self._process = os.getpid()
-        self._idle: dict[Endpoint, deque[Connection]] = {endpoint: deque() for endpoint in self.service.endpoints}
         self._memory = Memory(BufferPool(max_idle=8))
-        self._finalizer = weakref.finalize(self, _close_all, self._idle)
 
     def __getstate__(self) -> tuple[Service, bool]:
         return self.service, self._met
@@ -85,7 +110,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; another call opens new ones."""
-        _close_all(self._idle)
+        self.service.sessions.close()
 
     # What the service holds
 
@@ -96,6 +121,10 @@ class Client:
     def split(self, split: str, *, fingerprint: str | None = None) -> SplitInfo:
         """One split, as served now. Raises NotFoundError when there is no such split, DatasetChanged when it is other data."""
         return self._json(split_path(split), SplitInfo, {"fingerprint": fingerprint} if fingerprint else {})
+
+    def check_unchanged(self, info: SplitInfo) -> None:
+        """Raises DatasetChanged when the service holds other data of this split now. Asks once, without retrying."""
+        self._json(split_path(info.split), SplitInfo, {"fingerprint": info.fingerprint}, Retry(timeout_s=0))
 
     def alignment(self, split: str) -> AlignmentReport:
         """What was matched, and what was dropped and why."""
@@ -156,19 +185,19 @@ class Client:
         body = wanted.tobytes()
         info = info or self.split(split)
         query = BatchQuery(batch_size=max(1, len(wanted)), dtype=dtype, columns=(*columns, "index"))
+        path = split_path(split, "take")
         params = {"dtype": dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
         metadata = {"split": split, "fingerprint": info.fingerprint, "num_rows": str(len(wanted))}
         expected = Expected(info.embedding_dim, dtype, query.columns, metadata)
 
-        def ask(connection: Connection) -> Batch:
-            connection.send("POST", split_path(split, "take"), params, ARROW_STREAM, body, OCTET_STREAM)
-            response = connection.receive(ARROW_STREAM)
-            (batch,) = read_batches(connection, response, expected, [len(wanted)], self._memory)
+        def ask(endpoint: Endpoint) -> Batch:
+            with self.service.ask(endpoint, "POST", path, params, ARROW_STREAM, body, OCTET_STREAM) as reply:
+                (batch,) = read_batches(reply, endpoint, expected, [len(wanted)], self._memory)
             if batch.index is None or batch.index.tobytes() != body:
-                raise CorruptedError(f"{connection.url}: the reply holds other samples than those asked for")
+                raise CorruptedError(f"{reply.url}: the reply holds other samples than those asked for")
             return batch if "index" in columns else replace(batch, index=None)
 
-        return self._retried(ask)
+        return self._retried(ask, self.service.retry)
 
     def load(self, split: str, *, dtype: Dtype = "float32", info: SplitInfo | None = None) -> Batch:
         """A whole split: embeddings (N, D), cps (N,), index (N,). A progress bar appears when it takes longer than 2 s."""
@@ -185,49 +214,27 @@ class Client:
                 bar.update(batch.num_rows)
         return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
 
-    def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None) -> B:
-        def ask(connection: Connection) -> B:
-            connection.send("GET", path, params or {}, JSON)
-            return connection.read_json(connection.receive(JSON), kind)
+    def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None, retry: Retry | None = None) -> B:
+        def ask(endpoint: Endpoint) -> B:
+            with self.service.ask(endpoint, "GET", path, params or {}, JSON) as reply:
+                return reply.read_json(kind)
 
-        return self._retried(ask)
+        return self._retried(ask, retry or self.service.retry)
 
-    def _retried(self, ask: Callable[[Connection], T]) -> T:
-        if self._process != os.getpid():  # forked: the parent's sockets are not ours
-            self._finalizer()
-            self._open()
+    def _retried(self, ask: Callable[[Endpoint], T], retry: Retry) -> T:
         replicas = self.service.replicas
-        patience = Patience(self.service.retry, len(replicas), is_contact=not self._met)
+        patience = Patience(retry, len(replicas), is_contact=not self._met)
         while True:
-            endpoint = replicas.choose(self._process)  # so that the processes of a machine spread over the endpoints
-            connection = self._idle_connection(endpoint)
+            endpoint = replicas.choose(os.getpid())  # so that the processes of a machine spread over the endpoints
             try:
-                result = ask(connection)
+                result = ask(endpoint)
             except CpstreamError as error:
-                connection.close()
                 replicas.failed(endpoint)
                 time.sleep(patience.wait_s(error, endpoint.url))
-            except BaseException:
-                connection.close()  # half a reply may be on its way
-                raise
             else:
-                connection.release()
-                self._idle[endpoint].append(connection)
                 replicas.worked(endpoint)
                 self._met = True
                 return result
-
-    def _idle_connection(self, endpoint: Endpoint) -> Connection:
-        try:
-            return self._idle[endpoint].pop()
-        except IndexError:
-            return self.service.connection(endpoint)
-
-
-def _close_all(idle: Mapping[Endpoint, deque[Connection]]) -> None:
-    for connections in idle.values():
-        while connections:
-            connections.pop().close()
 
 
 def _to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:

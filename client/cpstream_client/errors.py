@@ -2,7 +2,9 @@
 
     CpstreamError
     ├── TransportError          retried: the connection failed, stalled, was cut or delivered damaged bytes
-    │   └── CorruptedError      a checksum, a row count, a frame or a member of a JSON body is wrong
+    │   ├── CorruptedError      a checksum, a row count, a frame or a member of a JSON body is wrong
+    │   │   └── ForeignReplyError   final: something else than a cpstream service answered, a login page for example
+    │   └── UnreachableError    final: an untrusted certificate, a proxy that refuses, a host that does not resolve
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
     │   ├── UnavailableError    retried: the service's own 503, a gateway's 429/502/503/504, internal (500)
     │   ├── UnauthorizedError   401: no token, or a wrong one
@@ -43,6 +45,14 @@ class TransportError(CpstreamError):
 
 class CorruptedError(TransportError):
     """Bytes arrived damaged, or are not what the contract says: a wrong checksum, row count, frame or member of a JSON body."""
+
+
+class ForeignReplyError(CorruptedError):
+    """Something else than a cpstream service answered with success; asking again cannot help."""
+
+
+class UnreachableError(TransportError):
+    """No way leads to the service as things are set; the text says what to set."""
 
 
 class ServiceError(CpstreamError):

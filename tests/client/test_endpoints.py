@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import Server, serving
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from torch.utils.data import DataLoader
 
 from cpstream_client import BatchQuery, Client, Retry, TransportError, UnavailableError
@@ -57,6 +57,20 @@ def client(urls: list[str], request_bytes: int = 20_000, retry: Retry = RETRY) -
     made = Client(urls, timeout_s=5, retry=retry)
     made.service = replace(made.service, request_bytes=request_bytes)
     return made
+
+
+def closing(app: ASGIApp) -> ASGIApp:
+    """The app, its connections closed after each reply."""
+
+    async def closes(scope: Scope, receive: Receive, send: Send) -> None:
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await app(scope, receive, closing_send if scope["type"] == "http" else send)
+
+    return closes
 
 
 def indices(batches: Iterator[object]) -> list[int]:
@@ -154,6 +168,7 @@ def test_an_endpoint_that_cannot_be_asked_ahead_costs_nothing_that_has_arrived(
 ) -> None:
     """The next request goes out before the last reply has been read; its failure must not throw away the rest of that reply."""
     (one, first), (two, second) = pair
+    first.app = closing(first.app)  # so that the next request cannot go over a connection that is there
     connect = socket.create_connection
     refused: list[object] = []
 

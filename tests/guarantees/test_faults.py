@@ -99,7 +99,7 @@ def test_take_and_metadata_through_faults(server: Server) -> None:
             assert remote.split("train") == split.info, where
             offset = int(generator.integers(0, 1700))
             page = remote.rows("train", offset, 3)
-            assert [row["file_path"] for row in page["rows"]] == paths[offset : offset + 3], where
+            assert [row.file_path for row in page.rows] == paths[offset : offset + 3], where
     print(f"take and metadata: {dict(proxy.counts)}")
 
 

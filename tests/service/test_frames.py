@@ -23,6 +23,7 @@ from cpstream_client import (
     TransportError,
 )
 from cpstream_client.contract.wire import CHECKSUM_BYTES, COLUMNS, batch_schema
+from cpstream_client.transport import service
 from cpstream_client.transport.retry import is_certain, is_retryable
 from cpstream_service.app import create_app
 from cpstream_service.batches.frames import END_OF_STREAM, frame
@@ -30,6 +31,7 @@ from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 TOKEN = "s3cret-token"
+REQUEST_ID = "0123456789abcdef"
 NEVER = Retry(timeout_s=0)
 Ask = Callable[[Client], object]
 
@@ -44,6 +46,12 @@ def small(snapshot: Snapshot) -> Iterator[Server]:
     served = replace(snapshot, splits={"train": tiny})
     with serving(create_app(served, ServeSettings(token=TOKEN))) as url:
         yield Server(url, served)
+
+
+@pytest.fixture(autouse=True)
+def _one_request_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a reply that is played again answers the request that gets it."""
+    monkeypatch.setattr(service, "new_request_id", lambda: REQUEST_ID)
 
 
 def columns_of(batches: Iterator[Batch] | list[Batch]) -> list[list[object]]:
@@ -270,7 +278,8 @@ def test_problems_carry_their_digest(small: Server) -> None:
     with Client(small.url, token=TOKEN) as client:
         client.split("train")
     sock = connected(small)
-    sock.sendall(f"GET /v1/splits/nope HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nConnection: close\r\n\r\n".encode())
+    head = f"Host: x\r\nAuthorization: Bearer {TOKEN}\r\nX-Request-ID: {REQUEST_ID}\r\nConnection: close"
+    sock.sendall(f"GET /v1/splits/nope HTTP/1.1\r\n{head}\r\n\r\n".encode())
     with sock:
         reply = sock.makefile("rb").read()
     head, _, body = reply.partition(b"\r\n\r\n")

@@ -15,7 +15,6 @@ from ..stream.course import Course, trim
 from ..stream.fetch import EpochFetcher
 from ..stream.messages import Memory
 from ..stream.reader import Batch
-from ..transport.retry import Retry
 from .cache import SplitCache
 from .prefetch import prefetch
 
@@ -88,11 +87,8 @@ class Epochs:
 
     def _check_fingerprint(self) -> None:
         """Raises DatasetChanged when the service holds other data now. One that is away cannot: the cache goes on."""
-        service = self._client.service
-        urls = [endpoint.url for endpoint in service.endpoints]
-        impatient = Client(urls, token=service.token, timeout_s=service.timeout_s, retry=Retry(timeout_s=0))
         try:
-            impatient.split(self._info.split, fingerprint=self._info.fingerprint)
+            self._client.check_unchanged(self._info)
         except (TransportError, UnavailableError):
             return
 

@@ -7,32 +7,51 @@ was verified: the plan may be resumed at any `start`, so nothing is lost, repeat
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 
 from ..contract.wire import ARROW_STREAM, BatchQuery, split_path, stream_metadata
-from ..errors import CpstreamError, TransportError
-from ..transport.connection import Connection
+from ..errors import CpstreamError
 from ..transport.endpoints import Endpoint
+from ..transport.replies import Reply
 from ..transport.retry import Patience
 from ..transport.service import Service
+from ..transport.sockets import Line
 from .course import Course
 from .messages import Memory
 from .reader import Batch, Expected, read_batches
 
 ASK_AHEAD_BATCHES = 4
 """The next request goes out when this many record batches of the last one are still to come."""
+_JOIN_TIMEOUT_S = 2.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Request:
-    connection: Connection
+    """For record batches first to first + count. reply: as soon as its head is here, or the error that came instead."""
+
+    endpoint: Endpoint
     query: BatchQuery
     first: int
     count: int
+    line: Line = field(default_factory=Line)
+    reply: "Future[Reply]" = field(default_factory=Future)
 
     @property
     def behind(self) -> int:
         return self.first + self.count
+
+    def send(self, service: Service, split: str) -> None:
+        path, params = split_path(split, "batches"), self.query.to_params()
+        try:
+            self.reply.set_result(service.ask(self.endpoint, "GET", path, params, ARROW_STREAM, line=self.line))
+        except BaseException as error:
+            self.reply.set_exception(error)
+
+    def abandon(self) -> None:
+        """Nobody wants the reply any more."""
+        self.line.abort()
+        self.reply.add_done_callback(_close)
 
 
 class EpochFetcher:
@@ -44,8 +63,7 @@ class EpochFetcher:
     def __init__(self, service: Service, course: Course, memory: Memory, turn: int = 0) -> None:
         self._service, self._course, self._memory, self._turn = service, course, memory, turn
         self._endpoint = service.replicas.choose(turn)
-        self._idle: dict[Endpoint, Connection] = {}
-        self._open: list[Connection] = []
+        self._open: list[_Request] = []
         self._aborted = threading.Event()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -61,42 +79,47 @@ class EpochFetcher:
                         done += 1
                         patience.progress()
                 except CpstreamError as error:
-                    self._close()
+                    self._abandon()
                     if self._aborted.is_set():
                         return
                     self._service.replicas.failed(self._endpoint)
                     self._aborted.wait(patience.wait_s(error, self._endpoint.url))
         finally:
-            self._close()
+            wait([request.reply for request in self._abandon()], _JOIN_TIMEOUT_S)
 
     def abort(self) -> None:
-        """End the iteration from another thread, even while it waits for bytes or for its next try."""
+        """End the iteration from another thread, even while it waits for bytes or for its next try.
+
+        At once over our own transport; over another, when that has something to say or its timeout is over.
+        """
         self._aborted.set()
-        for connection in self._open:
-            connection.abort()
+        for request in list(self._open):
+            request.line.abort()
 
     def _from(self, done: int) -> Iterator[Batch]:
         """Record batches from `done` to the end of the course; ends with the first error, which is self._endpoint's."""
-        request = self._ask(done)
-        while True:
-            connection = request.connection
-            self._endpoint = connection.endpoint
-            response = connection.receive(ARROW_STREAM)
+        split = self._course.info.split
+        first = self._request(done)
+        first.send(self._service, split)
+        request: _Request | None = first
+        while request is not None:
+            self._endpoint = request.endpoint
             following: _Request | None = None
-            has_more = request.behind < len(self._course)
-            batches = read_batches(connection, response, self._expected(request), self._rows(request), self._memory)
-            for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
-                if has_more and left == min(ASK_AHEAD_BATCHES, request.count):
-                    following = self._ask_ahead(request.behind)
-                yield batch
-                del batch
-            connection.release()
-            self._idle[connection.endpoint] = connection
-            if following is not None or not has_more:  # else it finished this reply, but takes no more requests
-                self._service.replicas.worked(connection.endpoint)
-            if not has_more:
-                return
-            request = following or self._ask(request.behind)
+            ask_at = min(ASK_AHEAD_BATCHES, request.count) if request.behind < len(self._course) else 0
+            with request.reply.result() as reply:
+                batches = read_batches(reply, request.endpoint, self._expected(request), self._rows(request), self._memory)
+                for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
+                    if left == ask_at:
+                        following = self._request(request.behind)
+                        # By a thread, because httpx answers only when the head of the reply is here: a round trip, at least.
+                        threading.Thread(
+                            target=following.send, args=(self._service, split), name="cpstream-ask", daemon=True
+                        ).start()
+                    yield batch
+                    del batch
+            self._open.remove(request)
+            self._service.replicas.worked(request.endpoint)
+            request = following
 
     def _rows(self, request: _Request) -> list[int]:
         return self._course.rows(request.first, request.count)
@@ -106,31 +129,21 @@ class EpochFetcher:
         metadata = stream_metadata(info.split, info.fingerprint, query, sum(self._rows(request)), request.count)
         return Expected(info.embedding_dim, query.dtype, query.columns, metadata)
 
-    def _ask_ahead(self, first: int) -> _Request | None:
-        """The next request, or None when it cannot be sent: what the last reply still holds is worth having first."""
-        endpoint = self._endpoint
-        try:
-            return self._ask(first)
-        except TransportError:
-            self._service.replicas.failed(self._endpoint)
-            return None
-        finally:
-            self._endpoint = endpoint
-
-    def _ask(self, first: int) -> _Request:
+    def _request(self, first: int) -> _Request:
         query, count = self._course.request(first, self._service.request_bytes)
-        self._endpoint = self._service.replicas.choose(self._turn)
-        connection = self._idle.pop(self._endpoint, None)
-        if connection is None:
-            connection = self._service.connection(self._endpoint)
-            self._open.append(connection)
-        connection.send("GET", split_path(self._course.info.split, "batches"), query.to_params(), ARROW_STREAM)
-        if self._aborted.is_set():  # while it was being opened, when there was no socket yet to shut down
-            connection.abort()
-        return _Request(connection, query, first, count)
+        request = _Request(self._service.replicas.choose(self._turn), query, first, count)
+        self._open.append(request)
+        if self._aborted.is_set():
+            request.line.abort()
+        return request
 
-    def _close(self) -> None:
-        for connection in self._open:
-            connection.close()
-        self._open.clear()
-        self._idle.clear()
+    def _abandon(self) -> list[_Request]:
+        abandoned, self._open = self._open, []
+        for request in abandoned:
+            request.abandon()
+        return abandoned
+
+
+def _close(reply: "Future[Reply]") -> None:
+    if reply.exception() is None:
+        reply.result().close()

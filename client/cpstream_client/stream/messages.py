@@ -6,7 +6,6 @@ after that, prefix, header and body are read in one go and the header is only co
 Python's steps a megabyte that counts. Nothing is parsed before its checksum has been found right.
 """
 
-import http.client
 import math
 import struct
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from crc32c import crc32c
 from ..buffers import ALIGNMENT, BufferPool, Bytes
 from ..contract.wire import CHECKSUM_BYTES
 from ..errors import CorruptedError, TransportError
-from ..transport.sockets import Response
+from ..transport.replies import Reply
 
 _MARK = b"\xff\xff\xff\xff"
 _PREFIX_BYTES = 8
@@ -28,6 +27,8 @@ _POOLED_FROM_BYTES = 16 * 1024
 _PIECE_BYTES = 1024**2
 """Of one receive, so that the checksum reads from the processor's cache what the kernel has just written there."""
 _MAX_REMEMBERED = 256
+_MOST_BYTES = 2**31
+"""Of a message of a reply whose length nobody said: a damaged header must not allocate an exabyte."""
 _DTYPES: dict[pa.DataType, np.dtype[Any]] = {
     pa.float16(): np.dtype(np.float16),
     pa.float32(): np.dtype(np.float32),
@@ -75,10 +76,10 @@ class Messages:
     kind: what batches of the same number of rows have in common with others in this memory: the endpoint, and what was asked for.
     """
 
-    def __init__(self, response: Response, memory: Memory, url: str, kind: object) -> None:
-        self._response, self._url, self._kind = response, url, kind
+    def __init__(self, reply: Reply, memory: Memory, url: str, kind: object) -> None:
+        self._reply, self._url, self._kind = reply, url, kind
         self._pool, self._known = memory.pool, memory.layouts
-        self.left = response.length or 0
+        self.left = reply.length  # None: a proxy has taken the length away, and the reply ends where it ends
         self.schema: pa.Schema = None  # the caller sets it before the first record batch
 
     def schema_header(self) -> bytes:
@@ -118,7 +119,7 @@ class Messages:
         """The mark behind the last batch, after which the connection can be used again."""
         if self._header() is not None or self.left:
             raise CorruptedError(f"{self._url}: the stream goes on behind its last batch")
-        self._response.read()
+        self._reply.finish()
 
     def _header(self) -> bytes | None:
         """Prefix and header of the next message; None at the end mark."""
@@ -144,7 +145,7 @@ class Messages:
         checked = len(whole) - CHECKSUM_BYTES
         piece = -(-len(whole) // max(1, round(len(whole) / _PIECE_BYTES)))  # equal ones, or a small rest would cost a wake-up
         for low in range(0, len(whole), piece or 1):
-            self._fill(whole[low : low + piece])
+            self._reply.fill(whole[low : low + piece])
             checksum = crc32c(whole[low : min(low + piece, max(low, checked))], checksum)  # while it is in the processor's cache
         if len(whole):
             sent = int.from_bytes(whole[max(0, checked) :], "little")
@@ -153,23 +154,19 @@ class Messages:
 
     def _read(self, nbytes: int) -> bytes:
         into = self._allocate(nbytes)
-        self._fill(into.data)
+        self._reply.fill(into.data)
         return into.tobytes()
 
     def _allocate(self, nbytes: int, padding: int = 0) -> Bytes:
         """Memory for the next nbytes of the reply, `padding` bytes behind an aligned address."""
-        if nbytes > self.left:
-            raise CorruptedError(f"{self._url}: a message asks for {nbytes} bytes where {self.left} are left")
-        self.left -= nbytes
+        left = self.left if self.left is not None else _MOST_BYTES
+        if nbytes > left:
+            raise CorruptedError(f"{self._url}: a message asks for {nbytes} bytes where {left} are left")
+        if self.left is not None:
+            self.left -= nbytes
         if nbytes < _POOLED_FROM_BYTES:
             return np.empty(nbytes, np.uint8)
         return self._pool.lease(padding + nbytes)[padding:]
-
-    def _fill(self, into: memoryview) -> None:
-        try:
-            self._response.fill(into)
-        except (OSError, http.client.HTTPException) as error:
-            raise TransportError(f"{self._url}: {str(error) or type(error).__name__}") from error
 
     def _layout(self, header: bytes, batch: pa.RecordBatch, body_address: int, body_bytes: int) -> Layout:
         columns = []

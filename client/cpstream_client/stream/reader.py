@@ -13,8 +13,8 @@ from ..buffers import Bytes
 from ..contract.plan import Indices
 from ..contract.wire import Column, Dtype, batch_schema
 from ..errors import CorruptedError
-from ..transport.connection import Connection
-from ..transport.sockets import Response
+from ..transport.endpoints import Endpoint
+from ..transport.replies import Reply
 from .messages import Layout, Memory, Messages
 
 
@@ -54,16 +54,13 @@ class Expected:
     metadata: dict[str, str]
 
 
-def read_batches(
-    connection: Connection, response: Response, expected: Expected, rows: Iterable[int], memory: Memory
-) -> Iterator[Batch]:
-    """The batches of one reply of the connection, each verified before it is handed out. rows: how many rows each must have.
+def read_batches(reply: Reply, endpoint: Endpoint, expected: Expected, rows: Iterable[int], memory: Memory) -> Iterator[Batch]:
+    """The batches of one reply of an endpoint, each verified before it is handed out. rows: how many rows each must have.
 
     Raises TransportError when the stream breaks, CorruptedError when it is not what it must be.
     """
-    url = connection.url
-    kind = connection.endpoint.url, expected.dim, expected.dtype, expected.columns
-    messages = Messages(response, memory, url, kind)
+    url = reply.url
+    messages = Messages(reply, memory, url, (endpoint.url, expected.dim, expected.dtype, expected.columns))
     try:
         metadata = tuple(expected.metadata.items())
         messages.schema = _checked_schema(messages.schema_header(), expected.dim, expected.dtype, expected.columns, metadata, url)

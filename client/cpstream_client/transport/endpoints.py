@@ -31,7 +31,8 @@ class Endpoint:
             raise ValueError(f"url is {url!r}: {error}; {like}") from None
         if parts.username is not None or parts.password is not None:
             raise ValueError(
-                f"url names a user or password for {parts.hostname}; give token=... instead, and a url like {like[24:]}"
+                f"url names a user or password for {parts.hostname}; give auth=('user', 'password') instead, or token=..., "
+                f"and a url like {like[18:]}"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise ValueError(f"url is {url!r}; {like}")

@@ -5,7 +5,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-from ..errors import CpstreamError, DatasetChanged, NotFoundError, TransportError, UnavailableError
+from ..errors import (
+    CpstreamError,
+    DatasetChanged,
+    ForeignReplyError,
+    NotFoundError,
+    TransportError,
+    UnavailableError,
+    UnreachableError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Retry:
 
 def is_retryable(error: CpstreamError) -> bool:
     """Whether the same request may succeed later."""
-    return isinstance(error, TransportError | UnavailableError)
+    return isinstance(error, TransportError | UnavailableError) and not isinstance(error, ForeignReplyError | UnreachableError)
 
 
 def is_certain(error: CpstreamError) -> bool:

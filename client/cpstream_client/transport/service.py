@@ -1,46 +1,84 @@
-"""How to reach a service: its endpoints, and how patient to be."""
+"""How to reach a service: its endpoints, how HTTP is spoken to it, and how patient to be."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import urlencode
 
-from .connection import Connection
+from ..contract.wire import REQUEST_ID_HEADER
 from .endpoints import Endpoint, Replicas
+from .failures import failure
+from .options import HttpOptions
+from .replies import Reply
 from .retry import Retry
+from .session import Sessions
+from .sockets import Line
 
 REQUEST_BYTES = 64 * 1024**2
 """Of one request: bounds what a fault, a drain or a stall can cost, and costs nothing measurable itself."""
 
 
+def new_request_id() -> str:
+    """By which the service's log names a request, and by which a reply is known as the service's own."""
+    return os.urandom(8).hex()
+
+
 @dataclass(frozen=True, slots=True)
 class Service:
-    """How to reach a service: its replicas, and how patient to be. Picklable; opens nothing."""
+    """How to reach a service: its replicas, its HTTP sessions, and how patient to be. Picklable; opens nothing by itself."""
 
     replicas: Replicas
-    token: str | None = field(default=None, repr=False)
-    timeout_s: float = 30.0
+    sessions: Sessions
     retry: Retry = field(default_factory=Retry)
     request_bytes: int = REQUEST_BYTES
 
-    def __post_init__(self) -> None:
-        if not self.timeout_s > 0:
-            raise ValueError(f"timeout_s is {self.timeout_s}; it must be more than 0 seconds")
-        if self.token and not (self.token.isascii() and self.token.isprintable()):
-            raise ValueError("the token has a line break or another character that no HTTP header can carry")
-
     @classmethod
-    def at(
-        cls, url: str | Sequence[str], token: str | None = None, timeout_s: float = 30.0, retry: Retry | None = None
-    ) -> "Service":
-        """Raises ValueError for a malformed url or a value out of range."""
+    def at(cls, url: str | Sequence[str], options: HttpOptions | None = None, retry: Retry | None = None) -> "Service":
+        """Raises ValueError for a malformed url."""
         urls = [url] if isinstance(url, str) else list(dict.fromkeys(url))
         if not urls:
             raise ValueError("url is an empty list; it must name at least one endpoint, like http://data:8000")
-        return cls(Replicas(tuple(Endpoint.parse(each) for each in urls)), token, timeout_s, retry or Retry())
+        return cls(Replicas(tuple(Endpoint.parse(each) for each in urls)), Sessions(options or HttpOptions()), retry or Retry())
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
         return self.replicas.endpoints
 
-    def connection(self, endpoint: Endpoint) -> Connection:
-        """A connection that is not open yet."""
-        return Connection(endpoint, self.token, self.timeout_s)
+    @property
+    def options(self) -> HttpOptions:
+        return self.sessions.options
+
+    def ask(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        accept: str,
+        body: bytes | None = None,
+        content_type: str = "",
+        line: Line | None = None,
+    ) -> Reply:
+        """Send a request, and get the reply: status 200 and the media type asked for. line: to wake this thread by.
+
+        Raises ServiceError when the service answered with a problem, TransportError when no proper answer came.
+        """
+        target = endpoint.prefix + path + (f"?{urlencode(params)}" if params else "")
+        url = endpoint.url.removesuffix(endpoint.prefix) + target
+        options = self.options
+        headers = {"Accept": accept, "Accept-Encoding": "identity"}
+        if content_type:
+            headers["Content-Type"] = content_type
+        if options.token:
+            headers["Authorization"] = f"Bearer {options.token}"
+        request_id = new_request_id()
+        session = self.sessions.here()
+        try:
+            response = session.send(method, url, headers, (REQUEST_ID_HEADER, request_id), body, line or Line())
+        except Exception as error:
+            if not isinstance(error, session.errors):
+                raise
+            raise failure(error, url) from error
+        reply = Reply(response, url, target, request_id, session.errors)
+        reply.check(accept)
+        return reply

@@ -9,23 +9,58 @@ import io
 import socket
 import ssl
 import struct
+import threading
 from typing import Any
 
 _HEAD_BYTES = 8192
 
 
-def set_timeout(sock: socket.socket, timeout_s: float) -> None:
-    """Have every send and receive end after this long without a byte, by the kernel where that is possible.
+def set_timeout(sock: socket.socket, receive_s: float, send_s: float) -> None:
+    """Have every send and receive end after so long without a byte, by the kernel where that is possible.
 
     With Python's own timeouts the socket does not block, and MSG_WAITALL would do nothing.
     """
     if isinstance(sock, ssl.SSLSocket):
-        sock.settimeout(timeout_s)
+        sock.settimeout(receive_s)
         return
     sock.settimeout(None)
-    timeval = struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    for option, timeout_s in ((socket.SO_RCVTIMEO, receive_s), (socket.SO_SNDTIMEO, send_s)):
+        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(timeout_s), int(timeout_s % 1 * 1e6)))
+
+
+class Line:
+    """Where a request waits for its reply, so that another thread can wake the one that waits."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = None
+        self._aborted = False
+
+    def connect(self, sock: socket.socket) -> None:
+        """For the transport: the socket on which the reply will come."""
+        with self._lock:
+            self._sock = sock
+            if self._aborted:  # while it was being opened, when there was no socket yet to shut down
+                self._shut_down()
+
+    def disconnect(self) -> None:
+        """For the transport: the reply is over, and the socket may soon carry another one."""
+        with self._lock:
+            self._sock = None
+
+    def abort(self) -> None:
+        """Wake the thread that waits for bytes, or soon will; it gets an error."""
+        with self._lock:
+            self._aborted = True
+            self._shut_down()
+
+    def _shut_down(self, how: int = socket.SHUT_RDWR) -> None:
+        # Without globals: a loop that the end of the interpreter leaves comes here when there are none any more.
+        try:
+            if self._sock is not None:
+                self._sock.shutdown(how)
+        except OSError:  # the peer was faster
+            pass
 
 
 class Response(http.client.HTTPResponse):
@@ -34,14 +69,6 @@ class Response(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.fp = io.BufferedReader(_Raw(sock, self.fp), _HEAD_BYTES)
-
-    def fill(self, buffer: memoryview) -> None:
-        """Read as many bytes of the body as the buffer holds, of which there must be so many. Raises OSError, TimeoutError."""
-        got = self.fp.readinto(buffer)
-        if got != len(buffer):
-            raise ConnectionError("the connection ended before the reply did")
-        assert self.length is not None  # noqa: S101 - whoever fills knows that there are so many bytes
-        self.length -= got
 
 
 class _Raw(io.RawIOBase):

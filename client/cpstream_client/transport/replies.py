@@ -1,0 +1,238 @@
+"""A reply, checked before anybody believes it: status, media type, digest, and that it answers what was asked."""
+
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
+
+from ..contract.bodies import Problem
+from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, content_digest
+from ..errors import B, CorruptedError, CpstreamError, ForeignReplyError, TransportError, error_of, read_body
+from .failures import failure
+
+if TYPE_CHECKING:
+    import httpx
+
+_MAX_PROBLEM_BYTES = 1024**2
+_GATEWAY_AWAY = (408, 425, 429, 502, 503, 504)
+"""A proxy whose service is away or busy: these pass, whatever their body is."""
+_DAMAGED_REQUEST = b"Invalid HTTP request received."
+"""What uvicorn answers, with status 400, to what is no HTTP: a request of ours that was damaged on its way."""
+_REMEDIES = {
+    401: "set token= or auth=",
+    403: "set token=, auth= or cert=",
+    404: "check the path of the url",
+    407: "set proxy='http://user:password@host:port'",
+    413: "the limit of request bodies of the proxy in between is too low (in nginx, client_max_body_size)",
+    414: "the limit of URLs of the proxy in between is too low",
+}
+
+
+class _Source(Protocol):
+    def readinto(self, buffer: memoryview, /) -> int: ...
+
+
+class Reply:
+    """A reply whose body is still to come. url: of the request, with its query; length: bytes of the body, None where unknown.
+
+    Whoever gets one closes it. Read to its end, its connection is used again.
+    """
+
+    def __init__(
+        self, response: "httpx.Response", url: str, target: str, request_id: str, errors: tuple[type[Exception], ...]
+    ) -> None:
+        self.url = url
+        self._response, self._target, self._request_id, self._errors = response, target, request_id, errors
+        self._body, self.length, self._is_over_sockets = _body_of(response)
+
+    def fill(self, buffer: memoryview) -> None:
+        """Read as many bytes of the body as the buffer holds. Raises TransportError, also where there are not so many."""
+        if self._readinto(buffer) != len(buffer):
+            raise TransportError(f"{self.url}: the connection ended before the reply did")
+
+    def finish(self) -> None:
+        """Find the end of the body, where it must be. Raises CorruptedError where the body goes on."""
+        if self._readinto(memoryview(bytearray(1))):
+            raise CorruptedError(f"{self.url}: the stream goes on behind its last batch")
+
+    def close(self) -> None:
+        self._response.close()
+
+    def __enter__(self) -> "Reply":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    def discard(self) -> None:
+        """Close it after a failure: its connection is not used again."""
+        if self._is_over_sockets:
+            self._body.discard()  # type: ignore[attr-defined]
+        self.close()
+
+    def read_json(self, kind: type[B]) -> B:
+        """The body of a JSON reply. Raises CorruptedError when it is not whole, or answers something else than was asked."""
+        body = self._read()
+        self._verify(body)
+        location = self._response.headers.get(LOCATION_HEADER, "")
+        if not (location and self._target.endswith(location)):
+            raise CorruptedError(f"{self.url}: the reply is to another request, for {location!r}")
+        return read_body(kind, body, self.url)
+
+    def check(self, media_type: str) -> None:
+        """Find status 200 and the media type asked for, uncompressed.
+
+        Raises ServiceError when the service, or a proxy before it, refused; ForeignReplyError when something else answered;
+        CorruptedError or UnavailableError when asking again may help.
+        """
+        status, got = self._response.status_code, self._media_type
+        if status == 200 and got == media_type:
+            encoding = self._response.headers.get("Content-Encoding", "identity")
+            if encoding != "identity":
+                raise ForeignReplyError(
+                    f"{self.url}: the reply is compressed ({encoding}), unasked; have the proxy in between not do so"
+                )
+            return
+        try:
+            raise self._refusal(status, got, media_type)
+        finally:
+            self.discard()
+
+    @property
+    def _media_type(self) -> str:
+        value: str = self._response.headers.get("Content-Type", "")
+        return value.partition(";")[0].strip().lower() or "without a type"
+
+    @property
+    def _is_the_services(self) -> bool:
+        """Whether it is the service itself that answered: it says the request's id, which a login page does not."""
+        return bool(self._response.headers.get(REQUEST_ID_HEADER) == self._request_id)
+
+    def _readinto(self, buffer: memoryview) -> int:
+        try:
+            return self._body.readinto(buffer)
+        except self._errors as error:
+            raise failure(error, self.url) from error
+
+    def _read(self, most: int | None = None) -> bytes:
+        """The whole body, or its first bytes."""
+        parts = bytearray()
+        piece = memoryview(bytearray(64 * 1024))
+        while most is None or len(parts) < most:
+            got = self._readinto(piece)
+            if not got:
+                break
+            parts += piece[:got]
+        if self.length is not None and len(parts) < self.length and (most is None or len(parts) < most):
+            raise TransportError(f"{self.url}: the connection ended before the reply did")
+        return bytes(parts)
+
+    def _verify(self, body: bytes) -> None:
+        """Check the digest of a JSON reply. Raises CorruptedError."""
+        digest = self._response.headers.get(DIGEST_HEADER)
+        if digest is None and not self._is_the_services:
+            raise ForeignReplyError(f"{self._said()} has no {DIGEST_HEADER}; is this a cpstream service?")
+        if digest != content_digest(body):
+            what = "arrived damaged" if digest else f"has no {DIGEST_HEADER}; is this a cpstream service?"
+            raise CorruptedError(f"{self._said()} {what}")
+
+    def _said(self) -> str:
+        return f"{self.url}: the reply (status {self._response.status_code})"
+
+    def _refusal(self, status: int, got: str, wanted: str) -> CpstreamError:
+        """What another status or type means. A problem is believed only if it is whole and answers what was asked."""
+        body = self._read(_MAX_PROBLEM_BYTES)
+        reason = self._response.reason_phrase
+        retry_after_s = _seconds(self._response.headers.get("Retry-After"))
+        if got == PROBLEM_JSON:
+            error = self._problem(status, body, retry_after_s)
+            if not isinstance(error, ForeignReplyError):
+                return error
+        detail = f"answered {status} {reason} without a problem body; is this a cpstream service?"
+        if status in _GATEWAY_AWAY:
+            return self._gateways(detail, retry_after_s)
+        if self._is_the_services or status >= 500 or status < 200 or (status == 400 and body == _DAMAGED_REQUEST):
+            if status == 200:
+                return CorruptedError(f"{self.url}: the reply is {got}, not {wanted}")
+            return CorruptedError(f"{self.url}: {detail}")
+        if status < 300:
+            return ForeignReplyError(f"{self.url}: answered {status} with {got}, not {wanted}; is this a cpstream service?")
+        if status < 400:
+            detail = f"answered {status} {reason}, {self._elsewhere()}"
+        elif status in _REMEDIES:
+            detail += f" If it is, {_REMEDIES[status]}"
+        return self._gateways(detail, retry_after_s)
+
+    def _gateways(self, detail: str, retry_after_s: float | None) -> CpstreamError:
+        problem = Problem(
+            type="about:blank",
+            title=self._response.reason_phrase,
+            status=self._response.status_code,
+            detail=detail,
+            instance=self._target,
+            code="gateway",
+            request_id="",
+        )
+        return error_of(problem, self.url, retry_after_s)
+
+    def _problem(self, status: int, body: bytes, retry_after_s: float | None) -> CpstreamError:
+        try:
+            self._verify(body)
+            problem = read_body(Problem, body, self.url)
+        except CorruptedError as error:
+            return error
+        if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):
+            return CorruptedError(f"{self.url}: the service answered another request: {problem.instance!r}, {problem.detail}")
+        return error_of(problem, self.url, retry_after_s)
+
+    def _elsewhere(self) -> str:
+        """Where a redirect leads, and what to set."""
+        location = self._response.headers.get("Location", "").partition("?")[0]  # behind it there may be secrets
+        shown = "".join(c if c.isprintable() else "?" for c in location)[:200]
+        path = self._target.partition("?")[0]
+        if location.startswith(("http://", "https://")) and location.endswith(path):
+            return f"to {shown}; set url={shown.removesuffix(path)!r}"
+        return f"to {shown or 'nowhere'}; if that is a login, set token=, auth= or headers= so that it lets requests through"
+
+
+class _Pieces:
+    """The body that another transport gives, as readinto wants it."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+        self._rest = memoryview(b"")
+
+    def readinto(self, buffer: memoryview) -> int:
+        at = 0
+        while at < len(buffer):
+            if not self._rest:
+                piece = next(self._pieces, None)
+                if piece is None:
+                    break
+                self._rest = memoryview(piece)
+            part = self._rest[: len(buffer) - at]
+            buffer[at : at + len(part)] = part
+            self._rest = self._rest[len(part) :]
+            at += len(part)
+        return at
+
+
+def _body_of(response: "httpx.Response") -> tuple[_Source, int | None, bool]:
+    """Where to read a body from, its length, and whether that is our own transport."""
+    if response.is_stream_consumed:  # by a hook
+        return io.BytesIO(response.content), len(response.content), False
+    ours = response.extensions.get("cpstream.body")
+    if ours is not None:
+        return ours, ours.length, True
+    length = response.headers.get("Content-Length", "")
+    return _Pieces(response.iter_raw()), int(length) if length.isdecimal() else None, False
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Retry-After in seconds; its other form, a date, is not worth waiting for exactly."""
+    try:
+        return min(max(0.0, float(retry_after or "")), 3600.0)
+    except ValueError:
+        return None

@@ -23,6 +23,7 @@ from .connections import Connection, raise_open_files_limit
 from .settings import DataSettings, ServeSettings
 from .snapshot.load import load
 from .snapshot.store import Snapshot, open_snapshot
+from .text import plain
 
 logger = logging.getLogger("cpstream.service")
 
@@ -156,11 +157,18 @@ def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
+class OneLine(logging.Formatter):
+    """Text of others, such as names of splits, can neither start a line of its own nor command a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return plain(super().formatMessage(record))
+
+
 def logging_config(settings: ServeSettings) -> dict[str, Any]:
     """For logging.config.dictConfig, in this process and, through uvicorn, in each worker."""
     level = settings.log_level.upper()
     formatters = {
-        "text": {"format": "%(asctime)s %(levelname)-7s %(message)s"},
+        "text": {"()": OneLine, "fmt": "%(asctime)s %(levelname)-7s %(message)s"},
         "json": {
             "()": "pythonjsonlogger.json.JsonFormatter",
             "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s %(process)d",

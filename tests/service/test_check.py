@@ -170,3 +170,18 @@ def test_roots_that_differ_are_listed_with_options_to_paste(
     given = [part for option in options for part in option]
     assert run_check(monkeypatch, source, *given, "--strict") == 0
     assert ["train", "8", "8", "8", "0", "0", "8", "0"] in rows_of(capsys.readouterr().out)
+
+
+def test_a_mistyped_split_and_a_missing_folder_are_named_as_such(
+    source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_check(monkeypatch, source, "--splits", "trian") == 1
+    assert capsys.readouterr().err == (
+        f"cpstream: {source}/trian_cps.csv: there is no such CPS table; set --cps-csv to where it lies, "
+        "or --splits to some that have one: 'dev', 'train'\n"
+    )
+    write_cps(source / "all.csv", cps_of(make_rows(6)))
+    assert run_check(monkeypatch, source, "--splits", "trian", "--cps-csv", "all.csv") == 1
+    assert "has no split 'trian'; it has: 'train', 'dev'; set --splits" in capsys.readouterr().err
+    assert run_check(monkeypatch, source / "nowhere", "--splits", "train") == 1
+    assert f"{source}/nowhere/numpy_embs.npy: there is no such file; set --source-path" in capsys.readouterr().err

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import DEMO_DATA, Server, poll, stalled_stream
+from data import make_rows, write_dataset
 
 from cpstream_client.contract.plan import Plan
 from cpstream_service.cli.app import unknown_variables
@@ -218,6 +219,15 @@ def test_sigint_ends_it_cleanly_with_a_readable_log(tmp_path: Path) -> None:
     assert "ERROR" not in log
     assert "split dev: 300 samples" in log
     assert "GET /v1/splits/dev/batches -> 200" in log
+
+
+def test_names_of_others_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
+    name = "tr\nERROR forged\x1b[31m"
+    source = write_dataset(tmp_path / "source", {name: make_rows(2)})
+    with serve(tmp_path, source=source) as service:
+        log = service.log.read_text()
+    assert r"split tr\nERROR forged\x1b[31m: 2 samples" in log
+    assert not re.search(r"^ERROR|\x1b", log, re.MULTILINE)
 
 
 def test_sigterm_ends_it_cleanly_with_a_json_log_and_no_token_in_it(tmp_path: Path) -> None:

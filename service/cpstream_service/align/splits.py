@@ -1,5 +1,6 @@
 """Read the source and the CPS tables that the settings name, and align every split."""
 
+import glob
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from cpstream_client.contract.bodies import AlignmentReport
 
-from ..errors import AlignmentError
+from ..errors import AlignmentError, DataError
 from ..settings import DataSettings, parse_root
 from ..sources.cps_table import CpsTable, read_cps_table
 from ..sources.read import cps_path, read_source
@@ -21,10 +22,7 @@ def align_all(settings: DataSettings, *, progress: bool = False) -> list[Aligned
 
     Raises DataError when something cannot be read; never for what alignment drops: see `refuse`.
     """
-    tables = {split: cps_path(settings, split) for split in settings.splits}
-    for path in tables.values():  # a wrong path is better said before minutes of reading
-        if not path.exists():
-            read_cps_table(path)
+    _find_tables(settings)
     source = read_source(settings, progress=progress)
     rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
     if "{split}" in settings.cps_csv:
@@ -41,6 +39,35 @@ def align_all(settings: DataSettings, *, progress: bool = False) -> list[Aligned
                 aligned = _by_one_table(read_source(settings, progress=progress), table, rule, of_others)
     leaks = find_leaks(aligned)
     return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
+
+
+def _find_tables(settings: DataSettings) -> None:
+    """Raise DataError where the table of a split that is asked for is missing: better said before minutes of reading."""
+    source = settings.source_path
+    if settings.source_type != "chromadb" and (source is None or not ("{split}" in str(source) or source.exists())):
+        return  # reading the source will say what is wrong with that
+    for split in settings.splits:
+        path = cps_path(settings, split)
+        if path.exists():
+            continue
+        try:
+            read_cps_table(path)
+        except DataError as error:
+            there = _splits_with_tables(settings)
+            if not there:
+                raise
+            names = ", ".join(map(repr, there))
+            text = f"{error}, or --splits to some that have one: {names}"
+            raise type(error)(text) from None
+
+
+def _splits_with_tables(settings: DataSettings) -> list[str]:
+    """What {split} can stand for in the path of the tables, as far as there are any."""
+    before, _, after = str(cps_path(settings, "{split}")).partition("{split}")
+    if not after or "{split}" in after:
+        return []
+    found = glob.glob(f"{glob.escape(before)}*{glob.escape(after)}")
+    return sorted(path[len(before) : len(path) - len(after)] for path in found)
 
 
 def _by_one_table(

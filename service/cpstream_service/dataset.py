@@ -4,6 +4,8 @@ The only module of the service that imports torch; the server does not import it
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
 
@@ -14,7 +16,18 @@ from torch.utils.data import Dataset
 from cpstream_client.contract.bodies import AlignmentReport
 
 from .align.splits import align_all, refuse
-from .settings import DataSettings
+from .errors import DataError
+from .settings import DataSettings, SettingsError, as_arguments
+
+
+@contextmanager
+def _for_python() -> Iterator[None]:
+    """Errors that name arguments, and neither options nor variables."""
+    try:
+        yield
+    except (DataError, SettingsError) as error:
+        error.args = (as_arguments(str(error)), *error.args[1:])
+        raise
 
 
 class BaseDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -64,21 +77,23 @@ class RegressionEmbeddingsDataset(BaseDataset):
         self.source_path, self.split, self.source_type = source_path, split, source_type
         self.cps_csv, self.collection_name = cps_csv, collection_name
         self._progress = progress
-        self._settings = DataSettings(
-            source_type=cast(Any, source_type),
-            source_path=None if source_path is None else Path(source_path),
-            collection_name=collection_name,
-            cps_csv=str(cps_csv),
-            splits=(split,),
-            **settings,
-        )
+        with _for_python():
+            self._settings = DataSettings(
+                source_type=cast(Any, source_type),
+                source_path=None if source_path is None else Path(source_path),
+                collection_name=collection_name,
+                cps_csv=str(cps_csv),
+                splits=(split,),
+                **settings,
+            )
         self.report: AlignmentReport
         self.prepare_data()
 
     def prepare_data(self) -> None:
         """Read the source and the CPS table, and align them."""
-        (aligned,) = align_all(self._settings, progress=self._progress)
-        refuse(self._settings, [aligned.report])
+        with _for_python():
+            (aligned,) = align_all(self._settings, progress=self._progress)
+            refuse(self._settings, [aligned.report])
         self.audio_data = torch.from_numpy(aligned.embeddings)
         self.labels = torch.from_numpy(aligned.cps)
         self.filenames = aligned.file_paths

@@ -6,6 +6,7 @@ The command line builds these objects and hands them to `create_app`; importing 
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import field
 from functools import wraps
@@ -191,7 +192,7 @@ class ServeSettings:
         return self
 
 
-# What is wrong with a value, in one line
+# What is wrong, in one line
 
 
 def sentence(error: ValidationError) -> str:
@@ -240,3 +241,17 @@ def _range_of(name: str) -> str:
 def fields_of(kind: type[DataSettings] | type[ServeSettings]) -> dict[str, FieldInfo]:
     """The settings of a class, by name."""
     return cast(dict[str, FieldInfo], kind.__pydantic_fields__)  # type: ignore[union-attr]
+
+
+_VARIABLES = re.compile(rf" \((?:--[a-z-]+, )?(?:{ENV_PREFIX}[A-Z_]+(?:, )?)+\)")
+_ROOTS = re.compile(r"--map-root \S+(?: --map-root \S+)*")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])(?! [\w-]+=)")
+_AS_ARGUMENT = {"splits": "split=", "strict": "strict=True"}
+"""Where the local twin's argument is not the option's name with = behind it."""
+
+
+def as_arguments(text: str) -> str:
+    """An error's text for a Python caller: options as arguments of the local twin, without the variables."""
+    text = _ROOTS.sub(lambda found: f"map_root={tuple(shlex.split(found[0])[1::2])!r}", _VARIABLES.sub("", text))
+    text = re.sub(r"--(match|source-type) ([a-z-]+)", lambda found: f'{found[1].replace("-", "_")}="{found[2]}"', text)
+    return _OPTION.sub(lambda found: _AS_ARGUMENT.get(found[1], found[1].replace("-", "_") + "="), text)

@@ -151,5 +151,30 @@ def test_bad_data(source: Path) -> None:
         RegressionEmbeddingsDataset(source, "nope", cps_csv="dev_cps.csv")
     write_cps(source / "dev_cps.csv", [*cps_of(ROWS["dev"])[1:]])
     assert len(RegressionEmbeddingsDataset(source, "dev")) == 8
-    with pytest.raises(AlignmentError, match="--strict, and alignment dropped 1 row:"):
+    with pytest.raises(AlignmentError, match=r"^strict=True, and alignment dropped 1 row:.* or leave strict=True out"):
         RegressionEmbeddingsDataset(source, "dev", strict=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"split": "nope"}, "set cps_csv= to where it lies, or split= to some that have one: 'dev', 'train'"),
+        ({"source_path": "/no/such"}, "/no/such/numpy_embs.npy: there is no such file; set source_path= to"),
+        ({"source_path": None}, "no source path: set source_path= to the folder"),
+        ({"cps_csv": "{spilt}.csv"}, "{spilt} stands for nothing; only {split} does"),
+        (
+            {"cps_column": "rate"},
+            "column 'rate' is missing; the header has: 'audio_path', 'cps'; rename the column or set cps_column=",
+        ),
+        ({"cps_csv": "moved.csv"}, "map_root=('audio/a/=/x/one/', 'audio/b/=/y/two/') matches 8 rows"),
+    ],
+)
+def test_errors_name_arguments_and_no_options(source: Path, arguments: dict[str, Any], says: str) -> None:
+    rows = [row | {"file_path": f"audio/{'ab'[i % 2]}/{i}.wav"} for i, row in enumerate(make_rows(8))]
+    write_dataset(source, {"train": make_rows(2), "dev": rows})
+    write_cps(source / "moved.csv", [(f"{('/x/one', '/y/two')[i % 2]}/{i}.wav", 5) for i in range(8)])
+    with pytest.raises((DataError, ValueError)) as caught:
+        RegressionEmbeddingsDataset(**{"source_path": source, "split": "dev", **arguments})
+    assert says in str(caught.value)
+    assert "--" not in str(caught.value)
+    assert "CPSTREAM_" not in str(caught.value)

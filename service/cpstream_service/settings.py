@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from cpstream_client.contract.token import clean_token, read_token
 
 T = TypeVar("T")
+TextCount = Literal["characters", "no-spaces", "letters"]
 ENV_PREFIX = "CPSTREAM_"
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
 _NAME = re.compile(r"\{[A-Za-z_]*\}")
@@ -104,6 +105,14 @@ class DataSettings(ChromaSettings):
     """Column of the CPS table that holds the path of the recording."""
     cps_column: str = "cps"
     """Column of the CPS table that holds the speech rate, characters per second."""
+    cps_from: Literal["table", "source"] = "table"
+    """Where the rates are: in the CPS tables, or in a column or key of the source itself."""
+    text_column: str = "text"
+    """Column or key of what was said: where there is no --cps-column, the rate is computed from it and its duration."""
+    duration_column: str = "duration"
+    """Column or key of how long it took, in seconds."""
+    text_count: TextCount = "characters"
+    """What of the text is counted: characters (NFC code points, ends stripped), no-spaces, or letters (and digits)."""
     match: Literal["path", "stem", "name"] = "path"
     """What of two paths must be equal: all, all but the extension, or the file name alone where it is unique on both sides."""
     map_root: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ class SplitInfo(Body, frozen=True):
     fingerprint: str = Field(description="Content hash of rows, labels and paths.")
     cps: CpsStats
     source: str = Field(description="Where the embeddings come from.")
+    cps_definition: str = Field(default="", description="What the rates are: a column, or how they were computed.")
     num_embeddings: Count = Field(description="Rows of the source.")
     num_cps: Count = Field(description="Rows of the CPS table.")
     num_dropped: Count = Field(description="Rows that alignment left out.")

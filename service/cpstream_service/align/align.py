@@ -31,7 +31,7 @@ class AlignedSplit:
     """A split in its served order. file_paths: N normalised paths, ascending; cps (N,) float32.
 
     source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use. drops: every row
-    that was left out.
+    that was left out. definition: what the rates are, in one line.
     """
 
     name: str
@@ -41,6 +41,7 @@ class AlignedSplit:
     rows: npt.NDArray[np.int64]
     report: AlignmentReport
     drops: Drops
+    definition: str = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -134,7 +135,7 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
         spellings=spellings,
         warnings=_warnings(file_paths, rates, zero[rows]),
     )
-    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops)
+    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition)
 
 
 def num_lost(report: AlignmentReport) -> int:

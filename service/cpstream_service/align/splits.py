@@ -3,6 +3,7 @@
 import glob
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from ..settings import DataSettings, parse_root
 from ..sources.cps_table import CpsTable, read_cps_table
 from ..sources.read import cps_path, read_source
 from ..sources.rows import HARMLESS, Reason, SourceSplit
+from ..sources.tables import rates_of, read_table, source_columns
 from .align import AlignedSplit, align, find_leaks, num_lost
 from .match import MatchRule, normalise_paths
 
@@ -22,16 +24,18 @@ def align_all(settings: DataSettings, *, progress: bool = False) -> list[Aligned
 
     Raises DataError when something cannot be read; never for what alignment drops: see `refuse`.
     """
-    _find_tables(settings)
-    source = read_source(settings, progress=progress)
+    of_source = settings.cps_from == "source"
+    if not of_source:
+        _find_tables(settings)
+    source = read_source(settings, columns=source_columns(settings), progress=progress)
     rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
-    if "{split}" in settings.cps_csv:
+    if of_source or "{split}" in settings.cps_csv:
         aligned = []
         for name in list(source):
-            table = read_cps_table(cps_path(settings, name), settings.path_column, settings.cps_column)
+            table = rates_of(source[name], settings) if of_source else read_table(cps_path(settings, name), settings)
             aligned.append(align(source.pop(name), table, rule))
     else:
-        table = read_cps_table(cps_path(settings, ""), settings.path_column, settings.cps_column)
+        table = read_table(cps_path(settings, ""), settings)
         aligned = _by_one_table(source, table, rule)
         if settings.splits and any(map(_loses_cps_rows, aligned)):
             of_others = _paths_of_other_splits(settings, rule)
@@ -108,13 +112,15 @@ def _without(table: CpsTable, names: Set[str], rule: MatchRule) -> CpsTable:
     paths = normalise_paths(table.file_paths)
     kept = [i for i, path in enumerate(paths) if (path if rule.plain else rule.compared(path)) not in names]
     at = np.array(kept, np.int64)
-    return CpsTable(
-        table.path,
-        [table.file_paths[i] for i in kept],
-        table.cps[at],
-        table.lines[at],
-        {new: table.bad_texts[old] for new, old in enumerate(kept) if old in table.bad_texts},
-        [problem for problem in table.problems if problem.file_path is None or _name(problem.file_path, rule) not in names],
+    return replace(
+        table,
+        file_paths=[table.file_paths[i] for i in kept],
+        cps=table.cps[at],
+        lines=table.lines[at],
+        bad_texts={new: table.bad_texts[old] for new, old in enumerate(kept) if old in table.bad_texts},
+        problems=[
+            problem for problem in table.problems if problem.file_path is None or _name(problem.file_path, rule) not in names
+        ],
     )
 
 
@@ -130,7 +136,7 @@ def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
         if not report.num_aligned:
             raise AlignmentError(
                 f"split {report.split!r} aligns nothing: none of its {report.num_embeddings} embeddings finds a value among the "
-                f"{report.num_cps} rows of {cps_path(settings, report.split)}: {_reasons(report)}; {_remedy(report)}",
+                f"{report.num_cps} rows of {_rates_place(settings, report.split)}: {_reasons(report)}; {_remedy(report)}",
                 reports,
             )
     lost = [report for report in reports if num_lost(report)]
@@ -142,6 +148,10 @@ def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
             + "; correct the data, or leave --strict out",
             reports,
         )
+
+
+def _rates_place(settings: DataSettings, split: str) -> Path | None:
+    return settings.source_path if settings.cps_from == "source" else cps_path(settings, split)
 
 
 def _reasons(report: AlignmentReport) -> str:

@@ -80,6 +80,8 @@ def identity_of(settings: DataSettings) -> str:
         str(cps_path(settings, "{split}").resolve()),
         settings.path_column,
         settings.cps_column,
+        settings.cps_from,
+        (settings.text_column, settings.duration_column, settings.text_count),
         settings.match,
         settings.map_root,
         settings.splits,
@@ -118,7 +120,9 @@ def _load_files(settings: DataSettings, progress: bool) -> Loaded:
 
 def _files_of(settings: DataSettings) -> list[list[Path]]:
     """The files that shape the data, as far as they exist: those of the source, and each CPS table."""
-    if settings.splits:
+    if settings.cps_from == "source":
+        tables = []
+    elif settings.splits:
         tables = [cps_path(settings, split) for split in settings.splits]
     else:
         tables = [Path(path) for path in sorted(glob.glob(glob.escape(str(cps_path(settings, "{split}"))).replace("{split}", "*")))]

@@ -226,6 +226,7 @@ def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
         fingerprint=fingerprint,
         cps=stats,
         source=source,
+        cps_definition=split.definition,
         num_embeddings=report.num_embeddings,
         num_cps=report.num_cps,
         num_dropped=report.num_dropped,

@@ -3,7 +3,7 @@
 import csv
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, MissingFileError
 from .rows import Reason, RowProblem, path_problem
+from .text_rates import TextRates
 
 _SEPARATORS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
@@ -22,7 +23,7 @@ _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
 class CpsTable:
     """A CPS table as read. file_paths[i] has cps[i] (M,) float64, NaN if it is no number, in line lines[i] of the file.
 
-    bad_texts: index -> what stood in place of a number. problems: rows without a path.
+    bad_texts: index -> what stood in place of a number. problems: rows without a path. definition: what the rates are, in one line.
     """
 
     path: Path
@@ -31,17 +32,22 @@ class CpsTable:
     lines: npt.NDArray[np.int64]
     bad_texts: dict[int, str]
     problems: list[RowProblem]
+    definition: str = "column 'cps'"
 
 
-def read_cps_table(path: Path, path_column: str = "audio_path", cps_column: str = "cps") -> CpsTable:
+def read_cps_table(
+    path: Path, path_column: str = "audio_path", cps_column: str = "cps", text_rates: TextRates = TextRates()
+) -> CpsTable:
     """Read a CPS table: UTF-8 with or without BOM; separated by comma, semicolon or tab; other columns are ignored.
+
+    Where it has no cps_column, but the two of text_rates, rates are computed from these.
 
     Where the separator is not a comma, a decimal comma is understood (12,5), as spreadsheets of many countries write it.
     Raises DataError when the file is missing, empty, not UTF-8, not a CSV, or lacks a column.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return _read(path, file, path_column, cps_column)
+            return _read(path, file, path_column, cps_column, text_rates)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except FileNotFoundError:
@@ -52,22 +58,30 @@ def read_cps_table(path: Path, path_column: str = "audio_path", cps_column: str 
         raise DataError(f"{path}: cannot read the CPS table: {error.strerror or error}; check the file's permissions") from None
 
 
-def _read(path: Path, file: IO[str], path_column: str, cps_column: str) -> CpsTable:
+def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rates: TextRates) -> CpsTable:
     header, first_line = "", 0
     while not header.strip():
         line = file.readline()
         if not line:
             raise DataError(f"{path} is empty; a CPS table starts with a header line naming {path_column!r} and {cps_column!r}")
         header, first_line = line, first_line + 1
-    separator, columns = _separator_of(header, path_column, cps_column)
-    for column, setting in ((path_column, "--path-column"), (cps_column, "--cps-column")):
+    rates_from = [(cps_column,), text_rates.columns]
+    separator, columns = _separator_of(header, path_column, rates_from)
+    computed = cps_column not in columns and all(columns.count(column) == 1 for column in text_rates.columns)
+    wanted = [(path_column, "--path-column"), (cps_column, "--cps-column")]
+    for column, setting in wanted[:1] if computed else wanted:
         if columns.count(column) != 1:
             fault = "is missing" if column not in columns else "occurs more than once"
             raise DataError(
                 f"{path}: column {column!r} {fault}; the header has: {', '.join(map(repr, columns))}; "
                 f"rename the column or set {setting}"
             )
-    path_at, cps_at = columns.index(path_column), columns.index(cps_column)
+    path_at = columns.index(path_column)
+    if computed:
+        text_at, cps_at = map(columns.index, text_rates.columns)
+    else:
+        text_at = cps_at = columns.index(cps_column)
+    last_at = max(path_at, text_at, cps_at)
 
     file_paths: list[str] = []
     cps: list[float] = []
@@ -75,7 +89,7 @@ def _read(path: Path, file: IO[str], path_column: str, cps_column: str) -> CpsTa
     bad_texts: dict[int, str] = {}
     problems: list[RowProblem] = []
     for line_number, row in _rows(path, file, separator, first_line):
-        if len(row) <= path_at or len(row) <= cps_at:
+        if len(row) <= last_at:
             short = f"the line has {len(row)} of {len(columns)} columns"
             known = row[path_at] if len(row) > path_at and path_problem(row[path_at]) is None else None
             problems.append(RowProblem(Reason.UNREADABLE_ROW, f"line {line_number}", short, known))
@@ -88,15 +102,18 @@ def _read(path: Path, file: IO[str], path_column: str, cps_column: str) -> CpsTa
                 value = float(text)
             except ValueError:
                 value = _decimal_comma(text) if separator != "," else math.nan
+            if computed:
+                value, text = text_rates.rate(row[text_at], text if math.isnan(value) or "_" in text else value)
             if not 0 < value < math.inf or "_" in text:  # float() takes 1_0 for 10
                 bad_texts[len(cps)] = text
                 value = math.nan
             file_paths.append(row[path_at])
             cps.append(value)
             lines.append(line_number)
+    definition = text_rates.definition if computed else f"column {cps_column!r}"
     if not file_paths and not problems:
         raise DataError(f"{path} has a header but no rows; write one row for each recording")
-    return CpsTable(path, file_paths, np.array(cps, np.float64), np.array(lines, np.int64), bad_texts, problems)
+    return CpsTable(path, file_paths, np.array(cps, np.float64), np.array(lines, np.int64), bad_texts, problems, definition)
 
 
 def _rows(path: Path, file: IO[str], separator: str, lines_before: int) -> Iterator[tuple[int, list[str]]]:
@@ -112,12 +129,12 @@ def _rows(path: Path, file: IO[str], separator: str, lines_before: int) -> Itera
         raise DataError(f"{path}, line {line_number}: not a CSV row ({error}); mend its quotes") from None
 
 
-def _separator_of(header: str, path_column: str, cps_column: str) -> tuple[str, list[str]]:
+def _separator_of(header: str, path_column: str, rates_from: Sequence[Sequence[str]]) -> tuple[str, list[str]]:
     """The separator whose reading of the header has the columns asked for, or else the most columns."""
     readings = {}
     for separator in _SEPARATORS:
         columns = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
-        if path_column in columns and cps_column in columns:
+        if path_column in columns and any(set(names) <= set(columns) for names in rates_from):
             return separator, columns
         readings[separator] = columns
     best = max(readings, key=lambda separator: len(readings[separator]))

@@ -2,7 +2,7 @@
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import DataError, MissingFileError
@@ -10,8 +10,10 @@ from ..errors import DataError, MissingFileError
 SPLIT = "{split}"
 
 
-def places(source_path: Path | None, splits: Sequence[str], what: str) -> dict[str | None, Path]:
-    """The place of each split asked for, or found; one place of None where the path has no {split}. what: it should name.
+def places(source_path: Path | None, splits: Sequence[str], what: str, fits: Callable[[Path], bool]) -> dict[str | None, Path]:
+    """The place of each split asked for, or found; one place of None where the path has no {split}.
+
+    what: the path should name; fits: whether one that is found does, as other things may lie beside.
 
     Raises DataError where there is no path, MissingFileError where it fits nothing.
     """
@@ -22,11 +24,11 @@ def places(source_path: Path | None, splits: Sequence[str], what: str) -> dict[s
         return {None: source_path}
     if splits:
         return {split: Path(template.replace(SPLIT, split)) for split in splits}
-    fits = re.compile(
+    pattern = re.compile(
         re.escape(template).replace(re.escape(SPLIT), r"(?P<split>[^/]+)", 1).replace(re.escape(SPLIT), r"(?P=split)")
     )
-    found = ((fits.fullmatch(path), path) for path in sorted(glob.glob(glob.escape(template).replace(SPLIT, "*"))))
-    held: dict[str | None, Path] = {match["split"]: Path(path) for match, path in found if match}
+    found = ((pattern.fullmatch(path), path) for path in sorted(glob.glob(glob.escape(template).replace(SPLIT, "*"))))
+    held: dict[str | None, Path] = {match["split"]: Path(path) for match, path in found if match and fits(Path(path))}
     if not held:
         raise MissingFileError(f"{template}: nothing is there for any split; set --source-path to {what}")
     return held

@@ -15,37 +15,55 @@ from .rows import ALL, SourceSplit
 class Kind:
     """A kind of source that lies in files. what: what its path names, for messages.
 
-    read(path, splits, columns, progress): the splits at one path; files(path): what they are read from.
+    read(path, splits, columns, progress): the splits at one path; files(path): what they are read from; fits(path): whether a path
+    may be one, to tell splits from what lies beside them.
     """
 
     what: str
     read: Callable[[Path, Sequence[str], Sequence[str], bool], dict[str, SourceSplit]]
     files: Callable[[Path], list[Path]]
+    fits: Callable[[Path], bool]
+
+
+def _is_folder_or(*suffixes: str) -> Callable[[Path], bool]:
+    return lambda path: path.suffix in suffixes or path.is_dir()
 
 
 def _npy() -> Kind:
     def read(path: Path, splits: Sequence[str], columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
         return read_npy(npy_file(path), splits, columns, progress=progress)
 
-    return Kind(f"the folder that holds {FILE_NAME}", read, lambda path: [npy_file(path)])
+    return Kind(f"the folder that holds {FILE_NAME}", read, lambda path: [npy_file(path)], lambda path: npy_file(path).is_file())
 
 
 def _npy_folder() -> Kind:
     from .npy_folder import WHAT, npy_folder_files, read_npy_folder
 
-    return Kind(WHAT, lambda path, splits, columns, progress: read_npy_folder(path, progress=progress), npy_folder_files)
+    return Kind(
+        WHAT, lambda path, splits, columns, progress: read_npy_folder(path, progress=progress), npy_folder_files, Path.is_dir
+    )
 
 
 def _parquet() -> Kind:
     from .parquet import WHAT, parquet_files, read_parquet
 
-    return Kind(WHAT, lambda path, splits, columns, progress: read_parquet(path, columns, progress=progress), parquet_files)
+    return Kind(
+        WHAT,
+        lambda path, splits, columns, progress: read_parquet(path, columns, progress=progress),
+        parquet_files,
+        _is_folder_or(".parquet"),
+    )
 
 
 def _kaldi() -> Kind:
     from .kaldi import WHAT, kaldi_files, read_kaldi
 
-    return Kind(WHAT, lambda path, splits, columns, progress: read_kaldi(path, progress=progress), kaldi_files)
+    return Kind(
+        WHAT,
+        lambda path, splits, columns, progress: read_kaldi(path, progress=progress),
+        kaldi_files,
+        _is_folder_or(".scp", ".ark"),
+    )
 
 
 _KINDS: dict[str, Callable[[], Kind]] = {"npy": _npy, "npy-folder": _npy_folder, "parquet": _parquet, "kaldi": _kaldi}
@@ -60,10 +78,10 @@ def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress
     if settings.source_type == "chromadb":
         from .chroma.read import read_chroma  # chromadb takes a second to import
 
-        return read_chroma(settings, progress=progress)
+        return read_chroma(settings, columns, progress=progress)
     kind = _KINDS[settings.source_type]()
     found: dict[str, SourceSplit] = {}
-    for split, path in places(settings.source_path, settings.splits, kind.what).items():
+    for split, path in places(settings.source_path, settings.splits, kind.what, kind.fits).items():
         if split is None:
             found = kind.read(path, settings.splits, columns, progress)
         else:
@@ -83,7 +101,9 @@ def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress
 def source_files(settings: DataSettings) -> list[Path]:
     """The files of a source that lies in files, each time in the same order. Raises DataError where there are none."""
     kind = _KINDS[settings.source_type]()
-    return [file for path in places(settings.source_path, settings.splits, kind.what).values() for file in kind.files(path)]
+    return [
+        file for path in places(settings.source_path, settings.splits, kind.what, kind.fits).values() for file in kind.files(path)
+    ]
 
 
 def _one(found: dict[str, SourceSplit], split: str, path: Path) -> SourceSplit:

@@ -5,9 +5,9 @@ are listed before and after, and these are what is read. A record that is replac
 """
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +23,9 @@ from .failures import Changed, errors_named
 from .pages import Metadata, Page, Pages
 
 
-def read_chroma(settings: DataSettings, *, progress: bool = False) -> dict[str, SourceSplit]:
+def read_chroma(settings: DataSettings, columns: Sequence[str] = (), *, progress: bool = False) -> dict[str, SourceSplit]:
     """Read the splits asked for, or all that the records name. Records of no split are problems of the first.
+    columns: further metadata to keep of each record.
 
     Raises SourceUnavailableError when the server cannot be reached, or the collection changed at every try; DataError when the
     folder holds no database, or there is no such collection or split.
@@ -37,7 +38,7 @@ def read_chroma(settings: DataSettings, *, progress: bool = False) -> dict[str, 
             try:
                 with errors_named(settings):
                     reader = Pages(collection, is_server=server_url(settings) is not None)
-                    return _read(reader, settings, progress)
+                    return _read(reader, settings, columns, progress)
             except Changed:
                 pass
     raise SourceUnavailableError(
@@ -46,13 +47,13 @@ def read_chroma(settings: DataSettings, *, progress: bool = False) -> dict[str, 
     )
 
 
-def _read(reader: Pages, settings: DataSettings, progress: bool) -> dict[str, SourceSplit]:
+def _read(reader: Pages, settings: DataSettings, columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
     splits = settings.splits
     before = reader.listed(_split_value if splits else None)
     wanted = [key for key, value in before.items() if value in splits or not _is_split(value)] if splits else list(before)
     if splits:
         _refuse_missing(settings, set(filter(_is_split, before.values())))
-    found = {name: _Rows() for name in splits}
+    found = {name: _Rows.of(columns) for name in splits}
     of_no_split = []
     with tqdm(None, settings.collection_name, len(wanted), unit=" rows", disable=None if progress else True, delay=2) as bar:
         for page in reader.records(wanted):
@@ -62,7 +63,7 @@ def _read(reader: Pages, settings: DataSettings, progress: bool) -> dict[str, So
                 elif splits and name not in splits:
                     raise Changed
                 else:
-                    found.setdefault(name, _Rows()).add(page, rows)
+                    found.setdefault(name, _Rows.of(columns)).add(page, rows)
             bar.update(len(page.ids))
     if reader.is_server and (reader.listed(_split_value if splits else None) != before or reader.count() != len(before)):
         raise Changed  # a folder is read from a copy
@@ -118,6 +119,11 @@ class _Rows:
     file_paths: list[str] = field(default_factory=list)
     pages: list[npt.NDArray[np.float32]] = field(default_factory=list)
     problems: list[RowProblem] = field(default_factory=list)
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, columns: Sequence[str]) -> "_Rows":
+        return cls(columns={column: [] for column in columns})
 
     def add(self, page: Page, rows: list[int]) -> None:
         kept = []
@@ -127,6 +133,8 @@ class _Rows:
             if detail is None:
                 self.file_paths.append(metadata["file_path"])
                 kept.append(i)
+                for name, column in self.columns.items():
+                    column.append(metadata.get(name))
             else:
                 self.problems.append(RowProblem(Reason.UNREADABLE_ROW, f"record {page.ids[i]!r}", detail))
         self.pages.append(page.embeddings if len(kept) == len(page.embeddings) else page.embeddings[kept])
@@ -135,4 +143,4 @@ class _Rows:
         dimension = common_dimension(page.shape[1] for page in self.pages)  # a collection has one
         embeddings = np.concatenate(self.pages) if self.pages else np.empty((0, dimension), np.float32)
         self.pages.clear()
-        return SourceSplit(name, self.file_paths, embeddings, self.problems)
+        return SourceSplit(name, self.file_paths, embeddings, self.problems, columns=self.columns)

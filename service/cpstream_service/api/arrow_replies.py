@@ -35,7 +35,7 @@ class ArrowStream(Response):
         # Not worth a task where all of it goes out at once.
         gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
         try:
-            async with aclosing(self._server.gathered(self._reply.chunks, left)) as chunks:
+            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop)) as chunks:
                 async for chunk in chunks:
                     left -= len(chunk)
                     # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.

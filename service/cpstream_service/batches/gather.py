@@ -15,13 +15,16 @@ import pyarrow as pa
 from crc32c import crc32c
 
 from cpstream_client.buffers import BufferPool, Bytes
-from cpstream_client.contract.plan import Indices
+from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import CHECKSUM_BYTES, BatchQuery, Column, Dtype, batch_schema, stream_metadata
 
-from .frames import END_OF_STREAM, Frame, frame
+from .frames import END_OF_STREAM, Frame, frame, padded
 
 CHUNK_BYTES = 2 * 1024**2
 """What one write to the socket holds at least, where there is so much: smaller writes cost up to 4 times the throughput."""
+
+CHUNK_FRAMES = 32
+"""And at most: a frame takes some 15 microseconds, however small, and a chunk is what all others wait for."""
 
 Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -55,10 +58,26 @@ class Columns:
 
     def frame_of(self, indices: Indices) -> Frame:
         """The frame of a batch of these samples."""
-        if "file_path" not in self.names:
-            return self.frame(len(indices))
+        return self.frame(len(indices), int(self._path_bytes(indices).sum()) if "file_path" in self.names else 0)
+
+    def frames_bytes(self, plan: Plan, order: Indices, steps: range) -> int:
+        """How long the frames of these steps' batches are together. Makes none of them but the longest and the last."""
+        if not steps:
+            return 0
+        first, (low, high) = plan.step_bounds(steps[0])[0], plan.step_bounds(steps[-1])  # only the last batch can be short
+        nbytes = self.frame(high - low).nbytes
+        if len(steps) > 1:
+            nbytes += self.frame(plan.batch_size).nbytes * (len(steps) - 1)
+        if "file_path" in self.names and first < high:
+            each = self._path_bytes(plan.slice_of(order, first, high))  # (rows,) of all batches in between
+            batches = np.add.reduceat(each, np.arange(0, len(each), plan.batch_size))[:: steps.step]
+            nbytes += int(padded(batches).sum())
+        return nbytes
+
+    def _path_bytes(self, indices: Indices) -> Indices:
+        """Lengths of these samples' paths, in bytes. (B,) int64."""
         starts = np.frombuffer(self.file_paths.buffers()[1], np.int32)[self.file_paths.offset :]
-        return self.frame(len(indices), int((starts[indices + 1] - starts[indices]).sum()))
+        return (starts[indices + 1] - starts[indices]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +179,11 @@ def reply(columns: Columns, schema: bytes, batches: Iterable[Indices], pool: Buf
 
 
 def _grouped(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts for one write each, about CHUNK_BYTES together."""
+    """Parts for one write each: about CHUNK_BYTES together, and not too many."""
     group: list[Part] = []
     size = 0
     for part in parts:
-        if group and size + part.nbytes > CHUNK_BYTES * 5 // 4:
+        if len(group) == CHUNK_FRAMES or (group and size + part.nbytes > CHUNK_BYTES * 5 // 4):
             yield group
             group, size = [], 0
         group.append(part)

@@ -22,7 +22,7 @@ from ..settings import ServeSettings
 from ..snapshot.exports import half_precision
 from ..snapshot.store import Snapshot, Split
 from .frames import END_OF_STREAM
-from .gather import Columns, Floats, reply, schema_message
+from .gather import CHUNK_BYTES, Columns, Floats, reply, schema_message
 from .orders import OrderCache
 from .residency import Residency
 
@@ -31,15 +31,21 @@ logger = logging.getLogger("cpstream.service")
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
+ROWS_IN_LOOP = 20_000
+"""Most samples whose paths are measured in the event loop: half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ArrowReply:
-    """An Arrow IPC stream to be sent, of which nothing is gathered yet. nbytes: of all chunks together."""
+    """An Arrow IPC stream to be sent, of which nothing is gathered yet.
+
+    nbytes: of all chunks together. in_loop: whether the event loop may gather them, each being small and in memory.
+    """
 
     chunks: Iterator[Bytes]
     nbytes: int
     num_rows: int
+    in_loop: bool
 
 
 class BatchServer:
@@ -72,42 +78,40 @@ class BatchServer:
         n = len(split.cps)
         plan, steps = query.plan(n), query.steps(n)
         columns = await self._columns(split, query.dtype, query.columns)
-        num_rows = query.num_rows(n)
-        self._check_size(num_rows, columns)
         order = await self._orders.get(plan)
         if plan.start > n // 2:
             self._orders.prepare_next(plan)
-        schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
-        if "file_path" in columns.names:
-            nbytes = sum(columns.frame_of(batch).nbytes for batch in _batches(plan, order, steps))
-        elif steps:
-            last = num_rows - (len(steps) - 1) * plan.batch_size
-            nbytes = columns.frame(plan.batch_size).nbytes * (len(steps) - 1) + columns.frame(last).nbytes
+        num_rows = query.num_rows(n)
+        if "file_path" in columns.names and num_rows > ROWS_IN_LOOP:
+            loop = asyncio.get_running_loop()
+            nbytes = await loop.run_in_executor(self._executor, columns.frames_bytes, plan, order, steps)
         else:
-            nbytes = 0
-        batches = self._residency.ahead(columns.embeddings, _batches(plan, order, steps), plan.shuffle)
-        return self._reply(columns, schema, batches, nbytes, num_rows)
+            nbytes = columns.frames_bytes(plan, order, steps)
+        schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
+        batches = self._residency.ahead(columns.embeddings, (plan.batch(order, step) for step in steps), plan.shuffle)
+        return self._reply(columns, schema, batches, nbytes, num_rows, len(steps))
 
     async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
         """The samples at `indices`, in that order, as one record batch. Indices must be within the split."""
         columns = await self._columns(split, dtype, names)
-        self._check_size(len(indices), columns)
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, len(indices), 1)
         batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
-        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices))
+        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices), 1)
 
-    def _reply(self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, num_rows: int) -> ArrowReply:
+    def _reply(
+        self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, num_rows: int, num_batches: int
+    ) -> ArrowReply:
         total = len(schema) + nbytes + len(END_OF_STREAM)
-        return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows)
-
-    def _check_size(self, num_rows: int, columns: Columns) -> None:
-        nbytes = num_rows * (columns.embedding_bytes + 16)
-        if nbytes > self._settings.max_reply_bytes:
+        if total > self._settings.max_reply_bytes:
             raise PayloadTooLarge(
-                f"the reply would hold {num_rows} samples, {nbytes} bytes, more than the {self._settings.max_reply_bytes} allowed; "
+                f"the reply would hold {num_rows} samples, {total} bytes, more than the {self._settings.max_reply_bytes} allowed; "
                 "ask for fewer with limit, and for the rest from a later start"
             )
+        # Embeddings are gathered in pieces, what stands behind them in a batch at once.
+        tail_bytes = (nbytes - num_rows * columns.embedding_bytes) // max(1, num_batches)
+        chunks = reply(columns, schema, batches, self._pool)
+        return ArrowReply(chunks, total, num_rows, in_loop=self._residency.fits and tail_bytes <= 2 * CHUNK_BYTES)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         embeddings: Floats = split.embeddings
@@ -142,9 +146,9 @@ class BatchServer:
         finally:
             self.open_streams -= 1
 
-    async def gathered(self, chunks: Iterator[Bytes], left: int) -> AsyncGenerator[Bytes, None]:
+    async def gathered(self, chunks: Iterator[Bytes], left: int, in_loop: bool = True) -> AsyncGenerator[Bytes, None]:
         """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next."""
-        if self._residency.fits:
+        if in_loop:
             is_first = True
             while left:
                 # One stream at a time, in turn, and in between the event loop looks after everybody else: with as many chunks as
@@ -170,7 +174,3 @@ class BatchServer:
         finally:
             if pending is not None:
                 pending.cancel()
-
-
-def _batches(plan: Plan, order: Indices, steps: range) -> Iterator[Indices]:
-    return (plan.batch(order, step) for step in steps)

@@ -219,10 +219,15 @@ def test_limits_answer_413_with_the_remedy(run_server: Callable[..., Server]) ->
         assert http.get(f"{DEV}/rows").status_code == 200  # the default length must not exceed the limit
 
 
-def test_a_body_beyond_the_limit_is_refused_while_it_arrives(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cpstream_service.api.take_body.MAX_BODY_BYTES", 1000)
-    body = problem_of(http.post(f"{DEV}/take", content=iter([b" " * 600] * 3)))
+@pytest.mark.parametrize("kind", [wire.JSON, wire.OCTET_STREAM])
+def test_a_body_beyond_the_limit_is_refused_while_it_arrives(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    limit = "MAX_JSON_BYTES" if kind == wire.JSON else "MAX_BODY_BYTES"
+    monkeypatch.setattr(f"cpstream_service.api.take_body.{limit}", 1000)
+    body = problem_of(http.post(f"{DEV}/take", content=iter([b" " * 600] * 3), headers={"Content-Type": kind}))
     assert body["code"] == "payload-too-large"
+    assert "1000 bytes" in body["detail"]
 
 
 def test_too_many_streams_are_refused_and_recover(run_server: Callable[..., Server], snapshot: Snapshot) -> None:

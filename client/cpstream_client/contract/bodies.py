@@ -5,7 +5,7 @@ Keys that a model does not know are ignored, so that a newer service may add som
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field, StrictInt, WithJsonSchema
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -146,6 +146,17 @@ class JsonBatches(Body, frozen=True):
     fingerprint: str
     num_rows: Count = Field(description="Samples in all batches together.")
     batches: tuple[JsonBatch, ...]
+
+
+class TakeBody(Body, frozen=True):
+    """The body of take, as people write it. A program sends raw little-endian int64 instead."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    # As strict as an index is: 1.0, true and "1" are none. Only the first that is wrong is told.
+    indices: Annotated[list[Annotated[StrictInt, WithJsonSchema({"type": "integer", "minimum": 0})]], FailFast()] = Field(
+        description="Positions in the split, in the order in which the samples are wanted; repeats are allowed."
+    )
 
 
 class RankSamples(Body, frozen=True):

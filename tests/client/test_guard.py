@@ -24,7 +24,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("make", [DataLoader, StatefulDataLoader])
-@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 2}, {"collate_fn": default_collate}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 2}, {"collate_fn": default_collate}], ids=", ".join)
 def test_batches_are_not_collated_again(server: Server, make: Any, options: dict[str, Any]) -> None:
     with pytest.raises(CpstreamError, match=r"stack batches that are ready, along a new axis; use cpstream_client\.torch\.loader"):
         next(iter(make(dataset(server), **options)))

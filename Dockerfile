@@ -2,22 +2,14 @@
 # It builds with BuildKit and with the classic builder, so nothing here needs a later syntax. docs/docker.md says more.
 ARG PYTHON_IMAGE=python:3.12-slim-bookworm
 
-# The dependencies alone, so that the next stage is built again when they change, and not for every edit of pyproject.toml.
-FROM ${PYTHON_IMAGE} AS requirements
-WORKDIR /build
-COPY pyproject.toml ./
-RUN python -c "import tomllib; \
-    project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*project['dependencies'], *project['optional-dependencies']['service'], sep='\n')" > requirements.txt
-
 FROM ${PYTHON_IMAGE} AS dependencies
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 RUN python -m venv --without-pip /opt/venv
-COPY --from=requirements /build/requirements.txt ./
+COPY requirements/service.txt ./
 # chromadb brings 230 MB for making embeddings and for clusters. Vectors are all that passes here, so these go, and the
 # import at the end fails the build should chromadb come to need one of them.
-RUN python -m pip --python /opt/venv/bin/python install -r requirements.txt \
+RUN python -m pip --python /opt/venv/bin/python install --no-deps --require-hashes -r service.txt \
     && python -m pip --python /opt/venv/bin/python uninstall --yes hf-xet huggingface-hub kubernetes onnxruntime tokenizers \
     && /opt/venv/bin/python -c "import chromadb; chromadb.EphemeralClient().create_collection('built').get()"
 

@@ -9,6 +9,9 @@ JOBS ?= 2
 # --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
 BENCH_PIP := $(PIP:$(VENV)/%=$(VENV)/bench/%)
+# For every Python and platform, with hashes; without torch, whose builds differ by machine.
+LOCK := $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
+	--override requirements/without-torch.txt
 LOWEST_PIP := $(PIP:$(VENV)/%=$(VENV)/lowest/%)
 
 # Keep bytecode whatever the environment says, or each of the many processes that tests start compiles torch anew.
@@ -19,7 +22,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest lint format bench image
+.PHONY: help serve test test-lowest lint format bench lock image
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +49,10 @@ format: $(VENV)/.dev ## Put the code into the house format
 bench: $(VENV)/bench/.done ## Measure throughput side by side with the alternatives (ARGS)
 	$(VENV)/bench/bin/python -m benchmarks $(ARGS)
 
+lock: $(VENV)/.dev ## Pin in requirements/ what pyproject.toml names anew; ARGS=--upgrade: the newest of everything
+	$(LOCK) --extra dev -o requirements/dev.txt $(ARGS) >/dev/null
+	$(LOCK) --extra service -c requirements/dev.txt -o requirements/service.txt $(ARGS) >/dev/null
+
 image: ## Build the container image (IMAGE)
 	docker build -t $(IMAGE) .
 
@@ -55,14 +62,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp is newer than what it was made from, so that a second start installs nothing.
-$(VENV)/.service: pyproject.toml | $(BIN)/python
-	$(PIP) -e '.[service]'
+$(VENV)/.service: pyproject.toml requirements/service.txt | $(BIN)/python
+	$(PIP) --no-deps --require-hashes -r requirements/service.txt
+	$(PIP) --no-deps -e .
 	@touch $@
 
 # torch first and pinned, or pip might take another build of it with the rest.
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml constraints.txt requirements/dev.txt | $(BIN)/python
 	$(PIP) -c constraints.txt torch
-	$(PIP) -c constraints.txt -e '.[dev]'
+	$(PIP) --no-deps --require-hashes -r requirements/dev.txt
+	$(PIP) --no-deps -e .
 	@touch $@ $(VENV)/.service
 
 # The lowest of what is named, and what goes with it; torch is the pinned one. The wheel is built anew each time.

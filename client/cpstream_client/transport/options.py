@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Union
 
+from ..contract.token import clean_token, read_token
+
 if TYPE_CHECKING:  # at run time it is imported by the first request, which an import of this package need not wait for
     import httpx
 
@@ -59,8 +61,8 @@ class HttpOptions:
         if not self.timeout_s > 0 or not self.connect_timeout_s > 0:
             wrong = self.timeout_s if not self.timeout_s > 0 else self.connect_timeout_s
             raise ValueError(f"timeout_s is {wrong}; it must be more than 0 seconds")
-        if self.token and not (self.token.isascii() and self.token.isprintable()):
-            raise ValueError("the token has a line break or another character that no HTTP header can carry")
+        if self.token:
+            object.__setattr__(self, "token", _token_of_a_header(self.token))
         if self.http is not None:
             given = [name for name in _OF_THE_CLIENT if getattr(self, name) != _DEFAULTS[name]]
             if given:
@@ -113,21 +115,25 @@ def is_http_client(http: object) -> bool:
     return not isinstance(http, type) and hasattr(http, "build_request") and hasattr(http, "send")
 
 
+def _token_of_a_header(text: str) -> str:
+    try:
+        token = clean_token(text)
+    except ValueError as error:
+        raise ValueError(f"the token {error}") from None
+    if not token.isascii():
+        raise ValueError("the token has a letter that is not ASCII, which this client does not send")
+    return token
+
+
 def given_token() -> str | None:
     """The token of CPSTREAM_TOKEN, or of the file that CPSTREAM_TOKEN_FILE names. Raises ValueError for one that cannot be read."""
     token, path = os.environ.get("CPSTREAM_TOKEN"), os.environ.get("CPSTREAM_TOKEN_FILE")
     if token or not path:
         return token
     try:
-        read = Path(path).read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else "not a text file"
-        raise ValueError(
-            f"CPSTREAM_TOKEN_FILE is {path!r}: {what}; it must be a file that holds the token and nothing else"
-        ) from None
-    if not read:
-        raise ValueError(f"CPSTREAM_TOKEN_FILE is {path!r}, which is empty; it must hold the token")
-    return read
+        return read_token(path)
+    except ValueError as error:
+        raise ValueError(f"CPSTREAM_TOKEN_FILE {error}") from None
 
 
 def timeouts(timeout: Timeout | None, timeout_s: float | None, http: MakeHttp | None) -> tuple[float, float]:

@@ -166,7 +166,10 @@ def _client(url: str, token: str | None, token_file: Path | None) -> Client:
             token = read_token(token_file)
         except ValueError as error:
             raise SettingsError(f"token_file {error} (--token-file, {ENV_PREFIX}TOKEN_FILE)") from None
-    return Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0))
+    try:
+        return Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0))
+    except ValueError as error:  # of the url or the token
+        raise SettingsError(str(error)) from None
 
 
 def _print_json(body: object) -> None:

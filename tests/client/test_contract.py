@@ -1,7 +1,8 @@
-"""JSON bodies: what a reply must be for the client to believe it, and what the service never sends."""
+"""What both sides agree on: what a JSON reply must be for the client to believe it, what is never sent, and the token."""
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 from conftest import serving
@@ -75,3 +76,25 @@ def test_what_was_not_asked_for_is_left_out_and_further_members_of_a_problem_sta
     problem = Problem.model_validate({**members, "expected": "a", "actual": "b"})
     assert problem.extra == {"expected": "a", "actual": "b"}
     assert list(json.loads(problem.model_dump_json())) == [*members, "expected", "actual"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\n", "is empty"),
+        (b"two\nlines", "line break"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b"x" * 20_000, "longer than 16384 bytes"),
+        (None, "No such file"),
+    ],
+)
+def test_a_token_file_that_holds_no_token_is_said_at_once(
+    content: bytes | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.delenv("CPSTREAM_TOKEN", raising=False)
+    monkeypatch.setenv("CPSTREAM_TOKEN_FILE", str(path))
+    with pytest.raises(ValueError, match=f"^CPSTREAM_TOKEN_FILE is '{path}'.*{says}"):
+        Client("http://data:8000")

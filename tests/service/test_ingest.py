@@ -110,7 +110,7 @@ def test_duplicates_stay_what_they_are(source: Path, target: DataSettings) -> No
         == {
             "conflicting-duplicate": 3,
             "identical-duplicate": 1,
-            "no-embedding": 1,
+            "partner-dropped": 1,
         }
     )
 

@@ -1,4 +1,6 @@
-"""The rule by which paths belong together, slow and obvious, as the oracle of tests."""
+"""The rule by which paths belong together, slow and obvious, as the oracle of tests; and paths whose truth is known."""
+
+import random
 
 
 def is_end(short: str, long: str) -> bool:
@@ -18,3 +20,14 @@ def slow_match(ours: set[str], theirs: set[str]) -> tuple[set[str], dict[str, st
     if not all(key.startswith(head) for key in (ours if side == "ours" else theirs)):
         return equal, {}
     return equal, {a: b for a in ours for b in theirs if (a == head + b if side == "ours" else b == head + a)}
+
+
+def recordings(seed: int, count: int) -> list[str]:
+    """Paths of speaker, video and number: the same names in many folders."""
+    draw = random.Random(seed)
+    drawn = (f"id{draw.randrange(40):02d}/v{draw.randrange(9)}/{draw.randrange(200):05d}.wav" for _ in range(count))
+    return list(dict.fromkeys(drawn))
+
+
+def some(draw: random.Random, truth: list[str], share: float) -> list[str]:
+    return [path for path in truth if draw.random() < share]

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pairs import slow_match
+from pairs import recordings, slow_match, some
 
 from cpstream_service.align.match import MatchRule, match_paths, normalise_path, normalise_paths
 
@@ -117,16 +117,7 @@ def test_a_setting_leaves_nothing_to_guess() -> None:
     assert match_paths({"/mnt/a", "/d/b"}, {"a", "b"}, rule).partners == {"/mnt/a": "a"}
 
 
-# Data whose truth is known: a recording is (speaker, video, number), and numbers are the same in many folders
-
-
-def recordings(seed: int, count: int) -> list[str]:
-    draw = random.Random(seed)
-    return list({f"id{draw.randrange(40):02d}/v{draw.randrange(9)}/{draw.randrange(200):05d}.wav" for _ in range(count)})
-
-
-def some(draw: random.Random, truth: list[str], share: float) -> list[str]:
-    return [path for path in truth if draw.random() < share]
+# Data whose truth is known
 
 
 roots = st.sampled_from(["", "/", "/data/", "/data/audio/", "audio/", "/mnt/d/raw/", "C:/wav/", "a b/c=d/"])

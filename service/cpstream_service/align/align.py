@@ -17,7 +17,7 @@ from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDiffer
 
 from ..sources.cps_table import CpsTable
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
-from .differences import Sides, applied, root_differences, spelling_differences
+from .differences import Sides, root_differences, spelling_differences
 from .drops import MAX_EXAMPLES, Drops
 from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
 
@@ -115,10 +115,9 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
         pairs.sort(key=itemgetter(1 if rule.bare else 0))
         ours, theirs = [key for key, _ in pairs], [other for _, other in pairs]
         left = _add_unmatched(drops, row_of.keys() - set(ours), line_of.keys() - set(theirs), matches)
-        roots, spellings = root_differences(known, left, rule), spelling_differences(left)
-        if matches.head is not None:
-            num_by_head = len(ours) - num_equal
-            roots = (applied(matches.head, num_by_head), *roots)
+        num_by_head = len(ours) - num_equal if matches.head is not None else 0
+        roots = root_differences(known, left, rule, matches.head, num_by_head)
+        spellings = spelling_differences(left)
     rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
     rates = cps[np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))]
     file_paths = theirs if rule.bare else ours  # what has no extension is no path

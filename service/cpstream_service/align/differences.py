@@ -21,32 +21,42 @@ _KINDS: tuple[tuple[str, Callable[[str], str], str], ...] = (
 )
 
 
-def root_differences(known: Sides, left: Sides, rule: MatchRule = PLAIN) -> tuple[RootDifference, ...]:
-    """The roots by which keys that are left differ, each with the options that make them one."""
+def root_differences(
+    known: Sides, left: Sides, rule: MatchRule = PLAIN, head: Head | None = None, num_by_head: int = 0
+) -> tuple[RootDifference, ...]:
+    """The head that was passed over, if any, and the roots by which keys that are left differ; each with the options that map them.
+
+    The options of all of them go together.
+    """
+    applied = [] if head is None else [_pair_of(head, num_by_head)]
+    pairs = applied + _found(known, left, rule)
+    return tuple(
+        RootDifference(
+            embeddings=pair.ours,
+            cps=pair.theirs,
+            count=pair.count,
+            applied=pair in applied,
+            options=tuple(map(pasted, options)),
+        )
+        for pair, options in zip(pairs, options_of(pairs), strict=True)
+    )
+
+
+def _found(known: Sides, left: Sides, rule: MatchRule) -> list[RootPair]:
     if not left[0] or not left[1] or rule.by == "name":
-        return ()
+        return []
     if rule.by == "stem":
-        stems = MatchRule(by="stem")
+        stems = MatchRule(by="stem", bare=rule.bare)
         known, left = (
             ({stems.compared(key, rule.bare) for key in sides[0]}, {stems.compared(key) for key in sides[1]})
             for sides in (known, left)
         )
-    pairs = find_roots(*known, *left)
-    return tuple(_described(pair, options) for pair, options in zip(pairs, options_of(pairs), strict=True))
+    return find_roots(*known, *left)
 
 
-def applied(head: Head, count: int) -> RootDifference:
-    """The head that was passed over, as a difference of roots."""
-    pair = RootPair(head.text, "", count) if head.side == "embedding" else RootPair("", head.text, count)
-    if not head.text.endswith("/"):  # the shorter path is absolute: /home/me + /data/a.wav
-        pair = RootPair(f"{pair.ours}/", f"{pair.theirs}/", count)
-    return _described(pair, options_of([pair])[0], applied=True)
-
-
-def _described(pair: RootPair, options: tuple[str, ...], applied: bool = False) -> RootDifference:
-    return RootDifference(
-        embeddings=pair.ours, cps=pair.theirs, count=pair.count, applied=applied, options=tuple(map(pasted, options))
-    )
+def _pair_of(head: Head, count: int) -> RootPair:
+    text, other = (head.text, "") if head.text.endswith("/") else (f"{head.text}/", "/")  # the shorter path is absolute
+    return RootPair(text, other, count) if head.side == "embedding" else RootPair(other, text, count)
 
 
 def spelling_differences(left: Sides) -> tuple[SpellingDifference, ...]:

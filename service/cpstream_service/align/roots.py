@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from .match import ends, split_word
 
-MAX_ROOTS = 16
+MAX_ROOTS = 64
+"""More than this are no roots, but folders that were cut."""
+LEAST_SHARE = 0.05
+"""Of the paths of a side, in a root that was moved."""
+LEAST_ROWS = 5
+"""Of a root that was moved, or half of what lies there: fewer may have their names in common by chance."""
+_NO_ROOTS = ("", "/")
 _SAMPLE_ROWS = 20_000
 _ROUNDS = 3
 
@@ -27,28 +33,29 @@ class RootPair:
 def find_roots(ours: Set[str], theirs: Set[str], left_ours: Set[str], left_theirs: Set[str]) -> list[RootPair]:
     """The roots by which the keys that are left on both sides differ, those of most rows first.
 
-    A tail counts only where one key alone of all on each side ends on it. Folders within a root that was found are none: what lies
-    there has its place. Nor are two folders that name different splits, nor the folders of a single row.
+    A tail counts only where one key alone of all on each side ends on it, and a single row shows no root that was moved.
     """
-    left, equal = (set(left_ours), set(left_theirs)), ours & theirs
+    left = set(left_ours), set(left_theirs)
     found: list[RootPair] = []
     for _ in range(_ROUNDS):
         before = len(found)
-        for our_root, their_root in _candidates(ours, theirs, left):
+        for roots in _candidates(ours, theirs, left):
             if len(found) == MAX_ROOTS:
                 break
-            if not _plausible(our_root, their_root, found, equal):
-                continue
-            at = len(our_root)
-            inside = (key for key in left[0] if key.startswith(our_root))
-            pairs = [(key, other) for key in inside if (other := their_root + key[at:]) in left[1]]
-            if len(pairs) > 1 or (pairs and not (our_root and their_root)):
-                found.append(RootPair(our_root, their_root, len(pairs)))
+            pairs = [(key, other) for key, other in _moved(roots, left[0]) if other in left[1]]
+            if pairs and (_is_whole(*roots) or _plausible(roots, len(pairs), found, (ours, theirs))):
+                found.append(RootPair(*roots, len(pairs)))
                 left[0].difference_update(key for key, _ in pairs)
                 left[1].difference_update(other for _, other in pairs)
         if len(found) in (before, MAX_ROOTS) or not left[0] or not left[1]:
             break
     return sorted(found, key=lambda pair: -pair.count)
+
+
+def _moved(roots: tuple[str, str], keys: Set[str]) -> Iterator[tuple[str, str]]:
+    """The keys in the first folder, each with what it would be in the second."""
+    at = len(roots[0])
+    return ((key, roots[1] + key[at:]) for key in keys if key.startswith(roots[0]))
 
 
 def _candidates(ours: Set[str], theirs: Set[str], left: tuple[set[str], set[str]]) -> Iterator[tuple[str, str]]:
@@ -65,7 +72,7 @@ def _candidates(ours: Set[str], theirs: Set[str], left: tuple[set[str], set[str]
         other = their_owners[tail]
         if other is not None and other in left[1]:
             votes[key[: len(key) - len(tail)], other[: len(other) - len(tail)]] += 1
-    for pair, _ in votes.most_common(4 * MAX_ROOTS):
+    for pair, _ in votes.most_common(2 * MAX_ROOTS):
         yield pair
 
 
@@ -79,18 +86,31 @@ def _owners(keys: Set[str], tails: Collection[str]) -> dict[str, str | None]:
     return owners
 
 
-def _plausible(ours: str, theirs: str, found: Sequence[RootPair], equal: Set[str]) -> bool:
-    """Whether two folders may be one: neither lies in a root that was found; if both have a name, no equal key lies in them."""
-    for pair in found:
-        for root, known in ((ours, pair.ours), (theirs, pair.theirs)):
-            if known and root != known and root.startswith(known):
-                return False
-    if not ours or not theirs:
-        return True
-    words = split_word(ours), split_word(theirs)
-    if None not in words and words[0] != words[1]:
+def _plausible(roots: tuple[str, str], count: int, found: Sequence[RootPair], known: tuple[Set[str], Set[str]]) -> bool:
+    """Whether two folders that contradict each other may be one that was moved.
+
+    Not if they are of two splits, or lie in a root that was found; nor if they hold but a small part of their side, as the folder
+    of a speaker does, or few names in common; nor if a side has the same names in both of them.
+    """
+    words = {split_word(root) for root in roots} - {None}
+    if len(words) > 1 or any(_lies_in(roots[0], pair.ours) or _lies_in(roots[1], pair.theirs) for pair in found):
         return False
-    return not any(key.startswith((ours, theirs)) for key in equal)
+    sizes = [sum(key.startswith(root) for key in keys) for root, keys in zip(roots, known, strict=True)]
+    if any(size < LEAST_SHARE * len(keys) for size, keys in zip(sizes, known, strict=True)):
+        return False
+    if count < 2 or count < min(LEAST_ROWS, min(sizes) / 2):
+        return False
+    in_both = sum(other in keys for keys in known for _, other in _moved(roots, keys))
+    return in_both * LEAST_ROWS <= count
+
+
+def _is_whole(ours: str, theirs: str) -> bool:
+    """Whether the path of one side is, in whole, the end of the other's."""
+    return ours in _NO_ROOTS or theirs in _NO_ROOTS
+
+
+def _lies_in(root: str, known: str) -> bool:
+    return root != known and known not in _NO_ROOTS and root.startswith(known)
 
 
 def options_of(pairs: Sequence[RootPair]) -> list[tuple[str, ...]]:

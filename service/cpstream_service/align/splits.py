@@ -162,15 +162,25 @@ def _reasons(report: AlignmentReport) -> str:
 _PATHS_AT_FAULT = frozenset({reason.code for reason in (Reason.NO_CPS, Reason.NO_EMBEDDING, Reason.AMBIGUOUS_PATH)})
 
 
+_MOST_ROOTS = 8
+"""More are no roots, but folders that were cut from the paths of one side."""
+
+
 def _remedy(report: AlignmentReport) -> str:
     """What to do where nothing aligns, most likely first."""
+    count = sum(root.count for root in report.roots)
+    if len(report.roots) > _MOST_ROOTS:
+        first = report.roots[0]
+        return (
+            f"{count} paths are the ends of others, behind many different folders (first: {first.embeddings or first.cps}): "
+            "write whole paths on both sides"
+        )
     if report.roots:
         options = " ".join(dict.fromkeys(option for root in report.roots for option in root.options))
-        count = sum(root.count for root in report.roots)
         return f"the paths differ by their roots: {options} matches {count} rows, if these folders hold the same recordings"
     if report.spellings:
-        first = max(report.spellings, key=lambda spelling: spelling.count)
-        return f"{first.count} paths differ in {first.differs_in} only, {first.examples[0]}: {first.remedy}"
+        most = max(report.spellings, key=lambda spelling: spelling.count)
+        return f"{most.count} paths differ in {most.differs_in} only, {most.examples[0]}: {most.remedy}"
     at_fault = sum(entry.count for entry in report.dropped if entry.reason in _PATHS_AT_FAULT)
     if at_fault and at_fault >= sum(entry.count for entry in report.dropped) - at_fault:
         return "correct the paths, or --cps-csv"

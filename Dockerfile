@@ -15,7 +15,7 @@ RUN python -m pip --python /opt/venv/bin/python install --no-deps --require-hash
 
 # The package by itself, with the layout of the environment, so that it is a layer of its own in the image.
 FROM dependencies AS package
-COPY pyproject.toml README.md LICENSE* ./
+COPY pyproject.toml hatch_build.py README.md LICENSE* ./
 COPY client ./client
 COPY service ./service
 RUN python -m pip --python /opt/venv/bin/python install --no-deps --prefix /opt/package .

@@ -22,7 +22,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest lint format bench lock image
+.PHONY: help serve test test-lowest lint format bench lock dist image
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ bench: $(VENV)/bench/.done ## Measure throughput side by side with the alternati
 lock: $(VENV)/.dev ## Pin in requirements/ what pyproject.toml names anew; ARGS=--upgrade: the newest of everything
 	$(LOCK) --extra dev -o requirements/dev.txt $(ARGS) >/dev/null
 	$(LOCK) --extra service -c requirements/dev.txt -o requirements/service.txt $(ARGS) >/dev/null
+
+dist: $(VENV)/.dev ## Build the wheel and the source distribution of a release (HOME_URL)
+	rm -rf dist
+	$(BIN)/python -m hatchling build
 
 image: ## Build the container image (IMAGE)
 	docker build -t $(IMAGE) .

@@ -24,7 +24,12 @@ from cpstream_service.snapshot.store import Snapshot
 from cpstream_service.sources.rows import Reason
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
 API, OPERATIONS = (ROOT / "docs" / name for name in ("api.md", "operations.md"))
 
 _BLOCK = re.compile(r"<!-- test: (\w+) -->\n+```(bash|python)\n(.*?)```\n(?:\s*<!-- output -->\n+```\w*\n(.*?)```)?", re.DOTALL)

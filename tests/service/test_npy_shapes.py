@@ -2,6 +2,7 @@
 
 import datetime
 import decimal
+import os
 import pickle
 import re
 import uuid
@@ -300,6 +301,35 @@ def test_a_damaged_pickle_says_what_is_wrong(tmp_path: Path, content: bytes, sai
         read_npy(tmp_path / "numpy_embs.npy")
     assert said in str(caught.value)
     assert not any(name in str(caught.value) for name in ("attribute", "_Name", "_Dtype", "Array", "_Scalar"))
+
+
+RECONSTRUCTED = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tC\x01btR"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RECONSTRUCTED + b".",
+        RECONSTRUCTED + b"(K\x01)cnumpy\ndtype\n(X\x01\x00\x00\x00OI00\nI01\ntRI00\n]NatbN0.",
+        RECONSTRUCTED + b"(K\x01(X\x01\x00\x00\x00atcnumpy\ndtype\n(X\x01\x00\x00\x00OI00\nI01\ntRI00\n]Natb.",
+    ],
+    ids=["without state", "of None", "of a shape that is text"],
+)
+def test_an_array_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "numpy_embs.npy").write_bytes(npy_bytes(b"\x80\x03" + content))
+    with pytest.raises(DataError, match=r"numpy_embs.npy(: its pickle is damaged \(| holds a value of type NoneType)") as caught:
+        read_npy(tmp_path / "numpy_embs.npy")
+    assert "Array" not in str(caught.value)
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "numpy_embs.npy")
+    with pytest.raises(DataError, match=r"numpy_embs.npy is a pipe, not a file; set --source-path to the folder that holds"):
+        read_npy(tmp_path / "numpy_embs.npy")
+    with pytest.raises(DataError, match="/dev/zero is a device, not a file"):
+        read_npy(Path("/dev/zero"))
+    with pytest.raises(DataError, match="cannot read it: embedded null byte"):
+        read_npy(tmp_path / "a\0b")
 
 
 def test_a_path_that_is_an_array(tmp_path: Path) -> None:

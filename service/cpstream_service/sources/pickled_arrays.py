@@ -114,6 +114,8 @@ class Array:
         """The numbers of an array with at most one axis that is longer than 1; ValueError if it is anything else."""
         if hasattr(self, "data"):
             return np.frombuffer(self.data, np.float32)
+        if not hasattr(self, "state"):
+            raise ValueError("the embedding is an array without numbers")
         _, shape, dtype, _, data = self.state
         if _longest(shape) < 0:
             raise ValueError(f"the embedding has shape {tuple(shape)}; it must have one dimension")
@@ -128,7 +130,7 @@ class Array:
 
     def objects(self) -> list[Any]:
         """The elements of an array of objects, flat; ValueError if it is an array of anything else."""
-        if not hasattr(self, "data"):
+        if hasattr(self, "state"):
             _, shape, dtype, _, data = self.state
             if dtype.is_object and isinstance(data, list) and len(data) == prod(shape):
                 return data

@@ -14,6 +14,11 @@ def open_regular(path: Path, what: str, setting: str = "--source-path") -> IO[by
 
     Raises MissingFileError, or DataError where it is something else or may not be read.
     """
+    return os.fdopen(descriptor_of(path, what, setting), "rb")
+
+
+def descriptor_of(path: Path, what: str, setting: str = "--source-path") -> int:
+    """The same as a descriptor, which is the caller's to close."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -28,10 +33,10 @@ def open_regular(path: Path, what: str, setting: str = "--source-path") -> IO[by
         if not stat.S_ISREG(mode):
             raise DataError(f"{path} is {_kind(mode)}, not a file; set {setting} to {what}")
         os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def files_under(folder: Path, suffix: str) -> Iterator[Path]:

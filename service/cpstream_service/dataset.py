@@ -57,7 +57,8 @@ class RegressionEmbeddingsDataset(BaseDataset):
 
     source_path: folder of numpy_embs.npy or of a Chroma database, or what else the source_type reads. cps_csv: the CPS table,
     {split} standing for the split; a bare file name is looked for in source_path. settings: any other option of `cpstream check`,
-    by its name in Python (chroma_url=, cps_column=, strict=, ...). report: what alignment dropped, and why.
+    by its name in Python (chroma_url=, cps_column=, strict=, ...). report: what alignment dropped, and why. extra_labels: those of
+    `labels=("pitch", ...)` by name, each (N,) float32, NaN where missing.
 
     Raises ValueError for a setting out of its choices; DataError when something cannot be read or nothing aligns: where a file or a
     folder is missing, it is a FileNotFoundError, too.
@@ -87,6 +88,7 @@ class RegressionEmbeddingsDataset(BaseDataset):
                 **settings,
             )
         self.report: AlignmentReport
+        self.extra_labels: dict[str, Tensor]
         self.prepare_data()
 
     def prepare_data(self) -> None:
@@ -96,6 +98,7 @@ class RegressionEmbeddingsDataset(BaseDataset):
             refuse(self._settings, [aligned.report])
         self.audio_data = torch.from_numpy(aligned.embeddings)
         self.labels = torch.from_numpy(aligned.cps)
+        self.extra_labels = {name: torch.from_numpy(values) for name, values in aligned.labels.items()}
         self.filenames = aligned.file_paths
         self.report = aligned.report
 

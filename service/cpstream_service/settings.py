@@ -19,11 +19,13 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from cpstream_client.contract.token import clean_token, read_token
+from cpstream_client.contract.wire import COLUMNS
 
 T = TypeVar("T")
 TextCount = Literal["characters", "no-spaces", "letters"]
 ENV_PREFIX = "CPSTREAM_"
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
+_LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"\{[A-Za-z_]*\}")
 
 
@@ -113,6 +115,8 @@ class DataSettings(ChromaSettings):
     """Column or key of how long it took, in seconds."""
     text_count: TextCount = "characters"
     """What of the text is counted: characters (NFC code points, ends stripped), no-spaces, or letters (and digits)."""
+    labels: tuple[str, ...] = ()
+    """Further numeric columns, from where the rates are, to serve by their names."""
     match: Literal["path", "stem", "name"] = "path"
     """What of two paths must be equal: all, all but the extension, or the file name alone where it is unique on both sides."""
     map_root: tuple[str, ...] = ()
@@ -123,6 +127,17 @@ class DataSettings(ChromaSettings):
     """Refuse to start when alignment drops anything."""
     snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
     """Folder of the aligned snapshots, memory-mapped by every worker process."""
+
+    @field_validator("labels")
+    @classmethod
+    def _names_of_their_own(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        for name in labels:
+            if not _LABEL.fullmatch(name) or name in COLUMNS or labels.count(name) > 1:
+                raise ValueError(
+                    f"labels holds {name!r}; each must be a name of letters, digits and _, once, and none of {', '.join(COLUMNS)}: "
+                    f"rename the column ({ENV_PREFIX}LABELS)"
+                )
+        return labels
 
     @field_validator("map_root")
     @classmethod

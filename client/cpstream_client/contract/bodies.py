@@ -93,6 +93,7 @@ class SplitInfo(Body, frozen=True):
     cps: CpsStats
     source: str = Field(description="Where the embeddings come from.")
     cps_definition: str = Field(default="", description="What the rates are: a column, or how they were computed.")
+    labels: tuple[str, ...] = Field(default=(), description="Further labels, each a float32 a sample, NaN where missing.")
     num_embeddings: Count = Field(description="Rows of the source.")
     num_cps: Count = Field(description="Rows of the CPS table.")
     num_dropped: Count = Field(description="Rows that alignment left out.")

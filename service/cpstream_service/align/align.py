@@ -4,8 +4,8 @@ Paths are matched first, over all rows that have one, usable or not: a row whose
 value. Rows are judged after that.
 """
 
-from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
 
@@ -23,7 +23,7 @@ from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
 
 USUAL_CPS = (1.0, 60.0)
 """Characters per second that people speak; what lies outside is served, with a warning."""
-UNUSUAL_CPS, ZERO_EMBEDDING = "unusual-cps", "zero-embedding"
+UNUSUAL_CPS, ZERO_EMBEDDING, MISSING_LABEL = "unusual-cps", "zero-embedding", "missing-label"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AlignedSplit:
     """A split in its served order. file_paths: N normalised paths, ascending; cps (N,) float32.
 
     source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use. drops: every row
-    that was left out. definition: what the rates are, in one line.
+    that was left out. definition: what the rates are, in one line. labels: further ones by name, each (N,) float32.
     """
 
     name: str
@@ -40,8 +40,9 @@ class AlignedSplit:
     source: Embeddings
     rows: npt.NDArray[np.int64]
     report: AlignmentReport
-    drops: Drops
+    drops: Drops = field(default_factory=Drops)
     definition: str = ""
+    labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -95,7 +96,12 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
     with np.errstate(over="ignore", under="ignore"):
         cps = table.cps.astype(np.float32)
     valid = np.isfinite(cps) & (cps > 0)
-    line_of = cps_rows.resolve(valid, drops, "cps", lambda a, b: bool(cps[a] == cps[b]), table.lines)
+
+    def same_labels(a: int, b: int) -> bool:
+        further = table.labels.values()
+        return bool(cps[a] == cps[b]) and all(np.array_equal(column[a], column[b], equal_nan=True) for column in further)
+
+    line_of = cps_rows.resolve(valid, drops, "cps", same_labels, table.lines)
     for i in np.flatnonzero(~valid).tolist():
         path, line, text = table.file_paths[i], int(table.lines[i]), repr(table.bad_texts.get(i, str(table.cps[i])))
         drops.add(Reason.INVALID_CPS, "cps", path, f"{path} (line {line}): {text}", line=line, detail=text)
@@ -119,7 +125,9 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
         roots = root_differences(known, left, rule, matches.head, num_by_head)
         spellings = spelling_differences(left)
     rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
-    rates = cps[np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))]
+    cps_at = np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))
+    rates = cps[cps_at]
+    labels = {name: column[cps_at] for name, column in table.labels.items()}
     file_paths = theirs if rule.bare else ours  # what has no extension is no path
     report = AlignmentReport(
         split=source.name,
@@ -132,9 +140,18 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
         dropped=drops.report(),
         roots=roots,
         spellings=spellings,
-        warnings=_warnings(file_paths, rates, zero[rows]),
+        warnings=(*_warnings(file_paths, rates, zero[rows]), *_missing_labels(file_paths, labels)),
     )
-    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition)
+    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition, labels)
+
+
+def _missing_labels(file_paths: list[str], labels: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[Dropped]:
+    """How many samples have NaN for each further label."""
+    for name, values in labels.items():
+        missing = np.flatnonzero(np.isnan(values))
+        if len(missing):
+            examples = tuple(f"{name}: {file_paths[i]}" for i in missing[:MAX_EXAMPLES].tolist())
+            yield Dropped(reason=MISSING_LABEL, count=len(missing), examples=examples, side="cps")
 
 
 def num_lost(report: AlignmentReport) -> int:

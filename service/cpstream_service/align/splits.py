@@ -117,6 +117,7 @@ def _without(table: CpsTable, names: Set[str], rule: MatchRule) -> CpsTable:
         file_paths=[table.file_paths[i] for i in kept],
         cps=table.cps[at],
         lines=table.lines[at],
+        labels={name: column[at] for name, column in table.labels.items()},
         bad_texts={new: table.bad_texts[old] for new, old in enumerate(kept) if old in table.bad_texts},
         problems=[
             problem for problem in table.problems if problem.file_path is None or _name(problem.file_path, rule) not in names

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,13 @@ HEX_DIGITS = 32
 
 
 def split_fingerprint(
-    shape: tuple[int, int], embeddings: Iterable[npt.NDArray[Any]], cps: npt.NDArray[np.float32], file_paths: pa.StringArray
+    shape: tuple[int, int],
+    embeddings: Iterable[npt.NDArray[Any]],
+    cps: npt.NDArray[np.float32],
+    file_paths: pa.StringArray,
+    labels: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({}),
 ) -> str:
-    """Hash of a split: its shape, embeddings in order as little-endian float32, cps likewise, and paths with their lengths.
+    """Hash of a split: its shape, embeddings in order as little-endian float32, cps likewise, paths, labels.
 
     embeddings: the (N, D) array in pieces; file_paths: N strings whose offsets start at 0.
     """
@@ -33,6 +38,9 @@ def split_fingerprint(
     digest.update(_bytes(bounds))
     if bounds[-1]:
         digest.update(memoryview(data)[: bounds[-1]])
+    for name, values in sorted(labels.items()):
+        digest.update(f"{len(name)}:{name}=".encode())
+        digest.update(_bytes(np.ascontiguousarray(values, "<f4")))
     return digest.hexdigest()[:HEX_DIGITS]
 
 

@@ -81,6 +81,7 @@ def identity_of(settings: DataSettings) -> str:
         settings.path_column,
         settings.cps_column,
         settings.cps_from,
+        settings.labels,
         (settings.text_column, settings.duration_column, settings.text_count),
         settings.match,
         settings.map_root,
@@ -190,7 +191,7 @@ def _fingerprint_of(splits: list[AlignedSplit]) -> str:
         rows = rows_per_chunk(split.dimension)
         gathered = (split.gather(low, low + rows) for low in range(0, len(split), rows))
         shape = (len(split), split.dimension)
-        fingerprints[split.name] = split_fingerprint(shape, gathered, split.cps, split.arrow_paths)
+        fingerprints[split.name] = split_fingerprint(shape, gathered, split.cps, split.arrow_paths, split.labels)
     return dataset_fingerprint(fingerprints)
 
 

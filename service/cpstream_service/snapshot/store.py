@@ -3,6 +3,7 @@
     <snapshot_dir>/<key>/manifest.json                      written last; holds its own hash, and those of the splits
     <snapshot_dir>/<key>/<split>/embeddings.npy             (N, D) float32
     <snapshot_dir>/<key>/<split>/cps.npy                    (N,) float32
+    <snapshot_dir>/<key>/<split>/label-<name>.npy           (N,) float32, where further labels are served
     <snapshot_dir>/<key>/<split>/file_paths.arrow           one record batch, one column file_path
     <snapshot_dir>/.writing-<key>-<random>/                 on its way to <key>: fsynced, then renamed
     <snapshot_dir>/.lock-<key>                              held by the one process that writes <key>
@@ -19,7 +20,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote
@@ -42,13 +43,21 @@ PLACED = f"[!.]*/{MANIFEST}"
 """Glob of the manifests of snapshots in their place."""
 
 
+def label_file(name: str) -> str:
+    """The file of a further label, whose name is of letters, digits and _."""
+    return f"label-{name}.npy"
+
+
 class SnapshotInvalid(Exception):
     """There is no whole, unaltered snapshot there. The message says what is wrong with it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One split of an open snapshot. embeddings (N, D) float32 and cps (N,) float32 are read-only maps; path: their folder."""
+    """One split of an open snapshot. embeddings (N, D) float32 and cps (N,) float32 are read-only maps; path: their folder.
+
+    labels: further ones by name, each (N,) float32.
+    """
 
     name: str
     path: Path
@@ -58,6 +67,7 @@ class Split:
     fingerprint: str
     info: SplitInfo
     report: AlignmentReport
+    labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,20 +134,23 @@ def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split
         cps = np.load(folder / CPS, mmap_mode="r", allow_pickle=False)
         with pa.memory_map(str(folder / FILE_PATHS)) as file, pa.ipc.open_file(file) as reader:
             file_paths = reader.get_batch(0).column(0)
+        labels = {name: np.load(folder / label_file(name), mmap_mode="r", allow_pickle=False) for name in info.labels}
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} cannot be read ({error})") from None
     shape = (info.num_samples, info.embedding_dim)
     if (embeddings.shape, cps.shape, len(file_paths)) != (shape, shape[:1], shape[0]):
         raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other sizes than its manifest says")
+    if any(values.shape != shape[:1] or values.dtype != np.dtype("<f4") for values in labels.values()):
+        raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other labels than its manifest says")
     if embeddings.dtype != np.dtype("<f4") or cps.dtype != np.dtype("<f4") or file_paths.type != pa.string():
         raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other types than its manifest says")
     if verify:
         _advise(embeddings, mmap.MADV_SEQUENTIAL)
-        fingerprint = split_fingerprint(shape, pieces(embeddings), cps, file_paths)
+        fingerprint = split_fingerprint(shape, pieces(embeddings), cps, file_paths, labels)
         _advise(embeddings, mmap.MADV_NORMAL)
         if fingerprint != info.fingerprint:
             raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} was altered: its content has another hash than written")
-    return Split(info.split, folder, embeddings, cps, file_paths, info.fingerprint, info, report)
+    return Split(info.split, folder, embeddings, cps, file_paths, info.fingerprint, info, report, labels)
 
 
 def _advise(mapped: npt.NDArray[np.float32], advice: int) -> None:
@@ -200,9 +213,12 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
                 bar.update(len(piece))
             bar.close()
 
-        fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths)
+        fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths, split.labels)
     with _synced(folder / CPS) as file:
         np.save(file, split.cps.astype("<f4", copy=False))
+    for name, values in split.labels.items():
+        with _synced(folder / label_file(name)) as file:
+            np.save(file, values.astype("<f4", copy=False))
     with _synced(folder / FILE_PATHS) as file:
         batch = pa.record_batch([split.arrow_paths], names=["file_path"])
         with pa.ipc.new_file(file, batch.schema) as writer:
@@ -227,6 +243,7 @@ def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
         cps=stats,
         source=source,
         cps_definition=split.definition,
+        labels=tuple(split.labels),
         num_embeddings=report.num_embeddings,
         num_cps=report.num_cps,
         num_dropped=report.num_dropped,

@@ -4,7 +4,7 @@ import csv
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, MissingFileError
 from .rows import Reason, RowProblem, path_problem
-from .text_rates import TextRates
+from .text_rates import TextRates, number
 
 _SEPARATORS = (",", ";", "\t")
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d+,\d+\s*")
@@ -24,6 +24,7 @@ class CpsTable:
     """A CPS table as read. file_paths[i] has cps[i] (M,) float64, NaN if it is no number, in line lines[i] of the file.
 
     bad_texts: index -> what stood in place of a number. problems: rows without a path. definition: what the rates are, in one line.
+    labels: further columns by name, each (M,) float32, NaN where there is no number.
     """
 
     path: Path
@@ -33,21 +34,26 @@ class CpsTable:
     bad_texts: dict[int, str]
     problems: list[RowProblem]
     definition: str = "column 'cps'"
+    labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 def read_cps_table(
-    path: Path, path_column: str = "audio_path", cps_column: str = "cps", text_rates: TextRates = TextRates()
+    path: Path,
+    path_column: str = "audio_path",
+    cps_column: str = "cps",
+    text_rates: TextRates = TextRates(),
+    labels: Sequence[str] = (),
 ) -> CpsTable:
     """Read a CPS table: UTF-8 with or without BOM; separated by comma, semicolon or tab; other columns are ignored.
 
-    Where it has no cps_column, but the two of text_rates, rates are computed from these.
+    Where it has no cps_column, but the two of text_rates, rates are computed from these. labels: further columns to keep.
 
     Where the separator is not a comma, a decimal comma is understood (12,5), as spreadsheets of many countries write it.
     Raises DataError when the file is missing, empty, not UTF-8, not a CSV, or lacks a column.
     """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            return _read(path, file, path_column, cps_column, text_rates)
+            return _read(path, file, path_column, cps_column, text_rates, labels)
     except UnicodeDecodeError:
         raise _not_utf8(path) from None
     except FileNotFoundError:
@@ -58,7 +64,7 @@ def read_cps_table(
         raise DataError(f"{path}: cannot read the CPS table: {error.strerror or error}; check the file's permissions") from None
 
 
-def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rates: TextRates) -> CpsTable:
+def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rates: TextRates, labels: Sequence[str]) -> CpsTable:
     header, first_line = "", 0
     while not header.strip():
         line = file.readline()
@@ -69,7 +75,7 @@ def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rat
     separator, columns = _separator_of(header, path_column, rates_from)
     computed = cps_column not in columns and all(columns.count(column) == 1 for column in text_rates.columns)
     wanted = [(path_column, "--path-column"), (cps_column, "--cps-column")]
-    for column, setting in wanted[:1] if computed else wanted:
+    for column, setting in [*(wanted[:1] if computed else wanted), *((label, "--labels") for label in labels)]:
         if columns.count(column) != 1:
             fault = "is missing" if column not in columns else "occurs more than once"
             raise DataError(
@@ -81,7 +87,9 @@ def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rat
         text_at, cps_at = map(columns.index, text_rates.columns)
     else:
         text_at = cps_at = columns.index(cps_column)
-    last_at = max(path_at, text_at, cps_at)
+    labels_at = [columns.index(label) for label in labels]
+    last_at = max(path_at, text_at, cps_at, *labels_at)
+    values: list[list[float]] = []
 
     file_paths: list[str] = []
     cps: list[float] = []
@@ -110,10 +118,29 @@ def _read(path: Path, file: IO[str], path_column: str, cps_column: str, text_rat
             file_paths.append(row[path_at])
             cps.append(value)
             lines.append(line_number)
+            if labels:
+                values.append([number(row[at].replace(",", ".") if separator != "," else row[at]) for at in labels_at])
     definition = text_rates.definition if computed else f"column {cps_column!r}"
     if not file_paths and not problems:
         raise DataError(f"{path} has a header but no rows; write one row for each recording")
-    return CpsTable(path, file_paths, np.array(cps, np.float64), np.array(lines, np.int64), bad_texts, problems, definition)
+    return CpsTable(
+        path,
+        file_paths,
+        np.array(cps, np.float64),
+        np.array(lines, np.int64),
+        bad_texts,
+        problems,
+        definition,
+        as_labels(labels, values),
+    )
+
+
+def as_labels(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, npt.NDArray[np.float32]]:
+    """Further labels of rows, by name: what is infinite, or too large for float32, is no number either."""
+    with np.errstate(over="ignore"):
+        columns = np.array(rows, np.float64).reshape(len(rows), len(names)).astype(np.float32)
+    columns[~np.isfinite(columns)] = np.nan
+    return {name: np.ascontiguousarray(columns[:, i]) for i, name in enumerate(names)}
 
 
 def _rows(path: Path, file: IO[str], separator: str, lines_before: int) -> Iterator[tuple[int, list[str]]]:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError
-from .cps_table import CpsTable
+from .cps_table import CpsTable, as_labels
 from .rows import Reason, RowProblem, SourceSplit, path_problem
 from .text_rates import TextRates, number, shown
 
@@ -21,13 +21,22 @@ PATH_COLUMN, NEMO_PATH_COLUMN = "audio_path", "audio_filepath"
 class _Rows:
     """A table on its way. held: the names that its rows have."""
 
-    def __init__(self, path: Path, held: Iterable[str], path_column: str | None, cps_column: str, text: TextRates, of: str) -> None:
+    def __init__(
+        self,
+        path: Path,
+        held: Iterable[str],
+        path_column: str | None,
+        cps_column: str,
+        text: TextRates,
+        labels: Sequence[str],
+        of: str,
+    ) -> None:
         names = dict.fromkeys(held)
         if path_column == PATH_COLUMN and path_column not in names and NEMO_PATH_COLUMN in names:
             path_column = NEMO_PATH_COLUMN  # as NVIDIA NeMo's manifests have it
         computed = cps_column not in names and all(column in names for column in text.columns)
         wanted = [*(() if path_column is None else ((path_column, "--path-column"),)), (cps_column, "--cps-column")]
-        for column, setting in wanted[:-1] if computed else wanted:
+        for column, setting in [*(wanted[:-1] if computed else wanted), *((label, "--labels") for label in labels)]:
             if column not in names:
                 also = f", or give {' and '.join(map(repr, text.columns))}" if setting == "--cps-column" else ""
                 raise DataError(
@@ -41,6 +50,8 @@ class _Rows:
         self._cps: list[float] = []
         self._lines: list[int] = []
         self._bad_texts: dict[int, str] = {}
+        self._label_names = labels
+        self._labels: list[list[float]] = []
         self.problems: list[RowProblem] = []
 
     def add(self, line: int, row: Mapping[str, Any], file_path: object = None) -> None:
@@ -62,15 +73,20 @@ class _Rows:
         self._file_paths.append(str(file_path))
         self._cps.append(value)
         self._lines.append(line)
+        if self._label_names:
+            self._labels.append([number(row.get(label)) for label in self._label_names])
 
     def table(self) -> CpsTable:
         if not self._file_paths and not self.problems:
             raise DataError(f"{self._path} has no rows; write one for each recording")
         cps, lines = np.array(self._cps, np.float64), np.array(self._lines, np.int64)
-        return CpsTable(self._path, self._file_paths, cps, lines, self._bad_texts, self.problems, self.definition)
+        labels = as_labels(self._label_names, self._labels)
+        return CpsTable(self._path, self._file_paths, cps, lines, self._bad_texts, self.problems, self.definition, labels)
 
 
-def read_json_lines(path: Path, file: IO[bytes], path_column: str, cps_column: str, text: TextRates) -> CpsTable:
+def read_json_lines(
+    path: Path, file: IO[bytes], path_column: str, cps_column: str, text: TextRates, labels: Sequence[str] = ()
+) -> CpsTable:
     """A table of one JSON object a line, as NeMo's manifests are. Raises DataError."""
     rows: list[tuple[int, dict[str, Any]]] = []
     problems = []
@@ -84,20 +100,22 @@ def read_json_lines(path: Path, file: IO[bytes], path_column: str, cps_column: s
             rows.append((line_number, row))
         except (ValueError, RecursionError) as error:
             problems.append(RowProblem(Reason.UNREADABLE_ROW, f"line {line_number}", f"not a JSON object ({error})"))
-    table = _Rows(path, (name for _, row in rows for name in row), path_column, cps_column, text, "key")
+    table = _Rows(path, (name for _, row in rows for name in row), path_column, cps_column, text, labels, "key")
     table.problems.extend(problems)
     for line_number, row in rows:
         table.add(line_number, row)
     return table.table()
 
 
-def read_parquet_table(path: Path, file: IO[bytes], path_column: str, cps_column: str, text: TextRates) -> CpsTable:
+def read_parquet_table(
+    path: Path, file: IO[bytes], path_column: str, cps_column: str, text: TextRates, labels: Sequence[str] = ()
+) -> CpsTable:
     """A table in a Parquet file; a row's line is its number, from 1 on. Raises DataError."""
     try:
         with pq.ParquetFile(file) as parquet:
             held = parquet.schema_arrow.names
-            table = _Rows(path, held, path_column, cps_column, text, "column")
-            wanted = [name for name in held if name in (path_column, NEMO_PATH_COLUMN, cps_column, *text.columns)]
+            table = _Rows(path, held, path_column, cps_column, text, labels, "column")
+            wanted = [name for name in held if name in (path_column, NEMO_PATH_COLUMN, cps_column, *text.columns, *labels)]
             rows = parquet.read(columns=wanted).to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: cannot read it as Parquet ({str(error).splitlines()[0][:200]}); write it again") from None
@@ -106,10 +124,10 @@ def read_parquet_table(path: Path, file: IO[bytes], path_column: str, cps_column
     return table.table()
 
 
-def rates_of_source(path: Path, split: SourceSplit, cps_column: str, text: TextRates) -> CpsTable:
+def rates_of_source(path: Path, split: SourceSplit, cps_column: str, text: TextRates, labels: Sequence[str] = ()) -> CpsTable:
     """The rates that the rows of a source hold themselves; a row's line is its number, from 1 on. Raises DataError."""
     held = [name for name, values in split.columns.items() if any(value is not None for value in values)]
-    table = _Rows(path, held, None, cps_column, text, "key or column")
+    table = _Rows(path, held, None, cps_column, text, labels, "key or column")
     for i, file_path in enumerate(split.file_paths):
         table.add(i + 1, {name: split.columns[name][i] for name in held}, file_path)
     return table.table()

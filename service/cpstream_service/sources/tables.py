@@ -21,7 +21,7 @@ def text_rates(settings: DataSettings) -> TextRates:
 
 def source_columns(settings: DataSettings) -> tuple[str, ...]:
     """What the rows of the source have to bring along."""
-    return (settings.cps_column, *text_rates(settings).columns) if settings.cps_from == "source" else ()
+    return (settings.cps_column, *text_rates(settings).columns, *settings.labels) if settings.cps_from == "source" else ()
 
 
 def read_table(path: Path, settings: DataSettings) -> CpsTable:
@@ -31,9 +31,9 @@ def read_table(path: Path, settings: DataSettings) -> CpsTable:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):
-        return read_cps_table(path, *columns, text)  # which says what is wrong
+        return read_cps_table(path, *columns, text, settings.labels)  # which says what is wrong
     if is_folder:
-        return read_cps_table(path, *columns, text)
+        return read_cps_table(path, *columns, text, settings.labels)
     with open_regular(path, WHAT, "--cps-csv") as file:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined] # it is a BufferedReader
         check_pointer(path, head)
@@ -42,12 +42,12 @@ def read_table(path: Path, settings: DataSettings) -> CpsTable:
             from .rates import read_json_lines, read_parquet_table  # pyarrow.parquet: only where a table needs it
 
             if start.startswith(b"PAR1"):
-                return read_parquet_table(path, file, *columns, text)
+                return read_parquet_table(path, file, *columns, text, settings.labels)
             if start.startswith(b"["):
                 raise DataError(f"{path} is a JSON list; write one object a line: jq -c '.[]'")
             file.read(len(_BOM) if head.startswith(_BOM) else 0)
-            return read_json_lines(path, file, *columns, text)
-    return read_cps_table(path, *columns, text)
+            return read_json_lines(path, file, *columns, text, settings.labels)
+    return read_cps_table(path, *columns, text, settings.labels)
 
 
 def rates_of(split: SourceSplit, settings: DataSettings) -> CpsTable:
@@ -59,4 +59,4 @@ def rates_of(split: SourceSplit, settings: DataSettings) -> CpsTable:
             f"{settings.source_path}: a source of type {settings.source_type} holds no rates; set --cps-csv to a table, and leave "
             "--cps-from out"
         )
-    return rates_of_source(Path(str(settings.source_path)), split, settings.cps_column, text_rates(settings))
+    return rates_of_source(Path(str(settings.source_path)), split, settings.cps_column, text_rates(settings), settings.labels)

@@ -256,7 +256,7 @@ def test_a_stream_cut_between_two_batches_is_noticed(small: Server, monkeypatch:
 
 @pytest.mark.parametrize("columns", [COLUMNS, ("embedding", "cps"), ("index",), ("file_path",)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("num_rows", [0, 1, 3, 100])
+@pytest.mark.parametrize("num_rows", [0, 1, 3, 100, 40_000])
 def test_a_frame_is_what_arrow_writes_and_a_checksum(columns, dtype, num_rows) -> None:  # type: ignore[no-untyped-def]
     made = frame(5, dtype, columns, num_rows, 7 * num_rows if "file_path" in columns else 0)
     schema = batch_schema(5, dtype, columns)

@@ -13,6 +13,7 @@ from cpstream_client.contract.bodies import Sample
 from cpstream_client.contract.plan import Indices
 from cpstream_client.contract.wire import DIGEST_HEADER, JSON, LOCATION_HEADER, Column, Dtype, content_digest
 
+from ..batches.gather import paths_at
 from ..errors import InvalidParameter, PayloadTooLarge
 from ..snapshot.store import Split
 from .negotiation import target_of
@@ -24,7 +25,7 @@ def samples_of(split: Split, indices: Indices, columns: Sequence[Column], dtype:
     if "index" in columns:
         values["index"] = indices.tolist()
     if "file_path" in columns:
-        values["file_path"] = split.file_paths.take(indices).to_pylist()
+        values["file_path"] = paths_at(split.file_paths, indices).to_pylist()
     if "cps" in columns:
         values["cps"] = split.cps[indices].tolist()
     if "embedding" in columns:

@@ -23,7 +23,6 @@ from cpstream_client.contract.wire import CHECKSUM_BYTES, Column, Dtype, batch_s
 
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 Lengths = TypeVar("Lengths", int, Indices)
-_ITEM_BYTES = {"float32": 4, "float16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +39,11 @@ class Frame:
     head_checksum: int
 
 
-@lru_cache(maxsize=1024)
 def frame(dim: int, dtype: Dtype, columns: tuple[Column, ...], num_rows: int, path_bytes: int = 0) -> Frame:
     """The frame of a batch of num_rows samples whose file paths are path_bytes long together."""
-    # flatbuffers leave out what is 0, so that an empty batch has a header of another form
     template = _template(dim, dtype, columns, is_empty=num_rows == 0)
-    header, body_bytes = template.filled(dim, dtype, columns, num_rows, path_bytes)
-    offsets = {name: len(header) + at for name, at, _ in _buffers(dim, dtype, columns, num_rows, path_bytes) if name}
-    return Frame(header, offsets, len(header) + body_bytes, crc32c(header))
+    without_paths = _frame(template, num_rows)
+    return template.with_paths(without_paths, path_bytes) if path_bytes else without_paths
 
 
 def padded(nbytes: Lengths) -> Lengths:
@@ -55,75 +51,89 @@ def padded(nbytes: Lengths) -> Lengths:
     return -(-nbytes // 8) * 8
 
 
-def _buffers(
-    dim: int, dtype: Dtype, columns: tuple[Column, ...], num_rows: int, path_bytes: int
-) -> Iterator[tuple[str | None, int, int]]:
-    """Every buffer of a batch in Arrow's order: its name in Frame.offsets or None for a validity, where in the body, its length."""
-    sizes: dict[Column, list[tuple[str | None, int]]] = {
-        "embedding": [(None, 0), (None, 0), ("embedding", num_rows * dim * _ITEM_BYTES[dtype])],
-        "cps": [(None, 0), ("cps", num_rows * 4)],
-        "index": [(None, 0), ("index", num_rows * 8)],
-        "file_path": [(None, 0), ("file_path", (num_rows + 1) * 4), ("file_path.data", path_bytes)],
-    }
-    at = 0
-    for column in columns:
-        for name, nbytes in sizes[column]:
-            yield name, at, nbytes
-            at += padded(nbytes)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Template:
     """Arrow's header of a batch, and where in it the numbers stand that depend on the batch. None: left out, being 0."""
 
+    dim: int
+    dtype: Dtype
+    columns: tuple[Column, ...]
     header: bytes
     num_rows: int | None
     nodes: int
     buffers: int
     body_bytes: int | None
 
-    def filled(self, dim: int, dtype: Dtype, columns: tuple[Column, ...], num_rows: int, path_bytes: int) -> tuple[bytes, int]:
-        """The header of another batch of this schema, and how many bytes of body it announces."""
-        header, end = bytearray(self.header), 0
+    def frame(self, num_rows: int) -> Frame:
+        """The frame of a batch of this schema whose paths are empty."""
+        header, offsets, at, number = bytearray(self.header), {}, 0, 0
+        for i, length in enumerate(self._node_lengths(num_rows)):
+            struct.pack_into("<qq", header, self.nodes + 16 * i, length, 0)  # no nulls
+        for number, (name, nbytes) in enumerate(self._buffers(num_rows)):
+            struct.pack_into("<qq", header, self.buffers + 16 * number, at, nbytes)
+            if name is not None:
+                offsets[name] = len(header) + at
+            at += padded(nbytes)
         if self.num_rows is not None:
             struct.pack_into("<q", header, self.num_rows, num_rows)
-        lengths = [
-            length for column in columns for length in ((num_rows, num_rows * dim) if column == "embedding" else (num_rows,))
-        ]
-        for i, length in enumerate(lengths):
-            struct.pack_into("<qq", header, self.nodes + 16 * i, length, 0)  # no nulls
-        for i, (_, at, nbytes) in enumerate(_buffers(dim, dtype, columns, num_rows, path_bytes)):
-            struct.pack_into("<qq", header, self.buffers + 16 * i, at, nbytes)
-            end = at + padded(nbytes)
-        if self.body_bytes is None:
-            return bytes(header), 0
-        body_bytes = end + CHECKSUM_BYTES
-        struct.pack_into("<q", header, self.body_bytes, body_bytes)
-        return bytes(header), body_bytes
+        if self.body_bytes is not None:
+            at += CHECKSUM_BYTES
+            struct.pack_into("<q", header, self.body_bytes, at)
+        return Frame(bytes(header), offsets, len(header) + at, crc32c(header))
+
+    def with_paths(self, frame: Frame, path_bytes: int) -> Frame:
+        """A frame with room for paths. They come last, so that all else stays; and hardly two batches have as long ones."""
+        assert self.body_bytes is not None, "offsets of paths are a body"  # noqa: S101
+        header, nbytes = bytearray(frame.header), frame.nbytes + padded(path_bytes)
+        last = self.buffers + 16 * (sum(2 + (column in ("embedding", "file_path")) for column in self.columns) - 1)
+        struct.pack_into("<q", header, last + 8, path_bytes)
+        struct.pack_into("<q", header, self.body_bytes, nbytes - len(header))
+        return Frame(bytes(header), frame.offsets, nbytes, crc32c(header))
+
+    def _node_lengths(self, num_rows: int) -> Iterator[int]:
+        for column in self.columns:
+            yield num_rows
+            if column == "embedding":
+                yield num_rows * self.dim
+
+    def _buffers(self, num_rows: int) -> Iterator[tuple[str | None, int]]:
+        """Every buffer in Arrow's order: its name in Frame.offsets, or None for a validity, which there is none of; its length."""
+        for column in self.columns:
+            yield None, 0
+            if column == "embedding":
+                yield None, 0
+                yield "embedding", num_rows * self.dim * (4 if self.dtype == "float32" else 2)
+            elif column == "file_path":
+                yield "file_path", (num_rows + 1) * 4
+                yield "file_path.data", 0
+            else:
+                yield column, num_rows * (4 if column == "cps" else 8)
+
+
+_frame = lru_cache(maxsize=1024)(_Template.frame)
 
 
 @lru_cache(maxsize=128)
 def _template(dim: int, dtype: Dtype, columns: tuple[Column, ...], *, is_empty: bool) -> _Template:
     """Found in what Arrow writes, and checked against it for other numbers of rows: nothing here is assumed unseen.
 
-    The flatbuffer tables are Arrow's Message (header, its third field, and bodyLength, its fourth) and RecordBatch (length, nodes,
-    buffers).
+    Empty batches have one of their own, since flatbuffers leave out what is 0. The flatbuffer tables are Arrow's Message (header,
+    its third field, and bodyLength, its fourth) and RecordBatch (length, nodes, buffers).
     """
     message = _arrow_header(dim, dtype, columns, 0 if is_empty else 1, 0)
     table = 8 + struct.unpack_from("<I", message, 8)[0]
     batch = _target(message, _field(message, table, 2))
+    nodes, buffers = (_target(message, _field(message, batch, number)) + 4 for number in (1, 2))  # behind their numbers
     template = _Template(
-        message,
-        _field(message, batch, 0),
-        _target(message, _field(message, batch, 1)) + 4,
-        _target(message, _field(message, batch, 2)) + 4,
-        _field(message, table, 3),
+        dim, dtype, columns, message, _field(message, batch, 0), nodes, buffers, body_bytes := _field(message, table, 3)
     )
     for num_rows, path_bytes in ((0, 0),) if is_empty else ((1, 0), (2, 3), (9, 40)):
-        filled, body_bytes = template.filled(dim, dtype, columns, num_rows, path_bytes)
-        ours = bytearray(filled)
-        if template.body_bytes is not None:  # without the checksum's bytes, of which Arrow knows nothing
-            struct.pack_into("<q", ours, template.body_bytes, body_bytes - CHECKSUM_BYTES)
+        made = template.frame(num_rows)
+        if path_bytes and "file_path" in columns:
+            made = template.with_paths(made, path_bytes)
+        ours = bytearray(made.header)
+        if body_bytes is not None:  # without the checksum's bytes, of which Arrow knows nothing
+            struct.pack_into("<q", ours, body_bytes, made.nbytes - len(ours) - CHECKSUM_BYTES)
         if ours != _arrow_header(dim, dtype, columns, num_rows, path_bytes):
             raise AssertionError("Arrow's header of a record batch is not understood; this version of pyarrow is too new")
     return template

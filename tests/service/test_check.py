@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from data import cps_of, make_rows, run_python, write_cps, write_dataset
+from rich.cells import cell_len
 
 
 @pytest.fixture
@@ -60,15 +61,15 @@ def test_dropped_rows_and_leaks(source: Path, monkeypatch: pytest.MonkeyPatch, c
     cells = rows_of(out)
     assert ["train", "7", "8", "6", "6", "0", "3"] in cells
     assert examples_of(out) == {
-        "train: 1 embeddings, partner-dropped: The row that belongs to it was dropped; it is counted there.": ["[dev]/0000.wav"],
-        "train: 1 CPS rows, no-embedding: The CPS row has no usable embedding.": ["nowhere.wav"],
-        "train: 1 CPS rows, invalid-cps: The CPS is not a finite positive number.": ["[dev]/0000.wav (line 8): ''"],
+        "train: 1 embedding, partner-dropped: The row that belongs to it was dropped; it is counted there.": ["[dev]/0000.wav"],
+        "train: 1 CPS row, no-embedding: The CPS row has no usable embedding.": ["nowhere.wav"],
+        "train: 1 CPS row, invalid-cps: The CPS is not a finite positive number.": ["[dev]/0000.wav (line 8): ''"],
     }
     assert err == ""
 
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 1
     out, err = capsys.readouterr()
-    assert examples_of(out)["train: 1 CPS rows, no-embedding: The CPS row has no usable embedding."] == ["nowhere.wav"]
+    assert examples_of(out)["train: 1 CPS row, no-embedding: The CPS row has no usable embedding."] == ["nowhere.wav"]
     assert re.fullmatch(r"cpstream: --strict, and alignment dropped 2 rows: split 'train': .*\n", err)
 
     write_cps(source / "train_cps.csv", table)
@@ -111,19 +112,24 @@ EVIL = "a\x1b[31mred\x00\r\n\u202e[bold]x[/bold]/" + "deep/" * 1000 + "0001.wav"
 def test_text_of_others_is_escaped_and_fits(
     columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = [*make_rows(4), {"embedding": make_rows(1)[0]["embedding"], "file_path": EVIL}]
+    vector = make_rows(1)[0]["embedding"]
+    rows = [*make_rows(4), *({"embedding": vector, "file_path": path} for path in (EVIL, "语" * 150 + "/0002.wav"))]
     name = "tr[red]ain\x1b]0;x\x07"
     write_dataset(tmp_path / "source", {name: rows})
     table = next((tmp_path / "source").glob("*.csv"))
     write_cps(table, cps_of(make_rows(4)))
     assert run_check(monkeypatch, tmp_path / "source", columns=columns) == 0
     out, _ = capsys.readouterr()
-    assert max(map(len, out.splitlines())) <= columns
+    assert max(map(cell_len, out.splitlines())) <= columns
     assert all(c.isprintable() or c == "\n" for c in out)
     assert r"tr[red]ain\x1b]0;x\x07" in out
     (example,) = (line for line in out.splitlines() if "0001.wav" in line and "…" in line)
     assert example.startswith(r"    a\x1b[31mred\x00\r\n")
     assert len(example) == columns
+    assert run_check(monkeypatch, tmp_path / "source", "--strict", columns=columns) == 1
+    err = capsys.readouterr().err
+    assert err.removesuffix("\n").isprintable()
+    assert len(err) < 400
 
 
 def test_the_whole_report_as_json(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,12 @@ from ..sources.cps_table import CpsTable, read_cps_table
 from ..sources.read import cps_path, read_source
 from ..sources.rows import HARMLESS, Reason, SourceSplit
 from ..sources.tables import rates_of, read_table, source_columns
+from ..text import shortened
 from .align import AlignedSplit, align, find_leaks, num_lost
 from .match import MatchRule, normalise_paths
+
+MAX_EXAMPLE = 120
+"""Characters of a path in a line that says what is wrong."""
 
 
 def align_all(settings: DataSettings, *, progress: bool = False) -> list[AlignedSplit]:
@@ -157,7 +161,8 @@ def _rates_place(settings: DataSettings, split: str) -> Path | None:
 
 def _reasons(report: AlignmentReport) -> str:
     lost = [entry for entry in report.dropped if entry.reason not in HARMLESS] or report.dropped
-    return ", ".join(f"{entry.count} {entry.reason} (first: {entry.examples[0]})" for entry in lost) or "there are no rows"
+    texts = (f"{entry.count} {entry.reason} (first: {shortened(entry.examples[0], MAX_EXAMPLE)})" for entry in lost)
+    return ", ".join(texts) or "there are no rows"
 
 
 _PATHS_AT_FAULT = frozenset({reason.code for reason in (Reason.NO_CPS, Reason.NO_EMBEDDING, Reason.AMBIGUOUS_PATH)})
@@ -171,17 +176,17 @@ def _remedy(report: AlignmentReport) -> str:
     """What to do where nothing aligns, most likely first."""
     count = sum(root.count for root in report.roots)
     if len(report.roots) > _MOST_ROOTS:
-        first = report.roots[0]
+        root = report.roots[0]
+        first = shortened(root.embeddings or root.cps, MAX_EXAMPLE)
         return (
-            f"{count} paths are the ends of others, behind many different folders (first: {first.embeddings or first.cps}): "
-            "write whole paths on both sides"
+            f"{count} paths are the ends of others, behind many different folders (first: {first}): write whole paths on both sides"
         )
     if report.roots:
         options = " ".join(dict.fromkeys(option for root in report.roots for option in root.options))
         return f"the paths differ by their roots: {options} matches {count} rows, if these folders hold the same recordings"
     if report.spellings:
         most = max(report.spellings, key=lambda spelling: spelling.count)
-        return f"{most.count} paths differ in {most.differs_in} only, {most.examples[0]}: {most.remedy}"
+        return f"{most.count} paths differ in {most.differs_in} only, {shortened(most.examples[0], 2 * MAX_EXAMPLE)}: {most.remedy}"
     at_fault = sum(entry.count for entry in report.dropped if entry.reason in _PATHS_AT_FAULT)
     if at_fault and at_fault >= sum(entry.count for entry in report.dropped) - at_fault:
         return "correct the paths, or --cps-csv"

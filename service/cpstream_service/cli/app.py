@@ -69,7 +69,8 @@ def misuse(error: CycloptsError) -> str:
         return sentence(cause)
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
         return f"{error.unused_tokens[0]!r} stands where nothing more is expected; see {help_line}"
-    return f"{str(error).rstrip('.')}; see {help_line}"
+    text = str(error).rstrip(".")
+    return f"{text} See {help_line}" if text.endswith("?") else f"{text}; see {help_line}"
 
 
 def unknown_variables(environment: Mapping[str, str]) -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.text import Text
 
-from cpstream_client.contract.bodies import AlignmentReport, Dropped, SpellingDifference
+from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDifference, SpellingDifference
 
 from ..align.align import UNUSUAL_CPS, USUAL_CPS, ZERO_EMBEDDING
 from ..sources.rows import Reason
@@ -14,7 +15,8 @@ from ..text import plain, shortened
 from .common import MAX_NAME, AsJson, Data, Folder, console, data_of, others, table_of
 
 INDENT = 4
-SIDES = {"embedding": "embeddings", "cps": "CPS rows"}
+MAX_ROOTS = 8
+SIDES = {"embedding": "embedding", "cps": "CPS row"}
 SENTENCES = {reason.code: reason.sentence for reason in Reason} | {
     UNUSUAL_CPS: f"The CPS is outside {USUAL_CPS[0]:g} to {USUAL_CPS[1]:g}.",
     ZERO_EMBEDDING: "The embedding holds nothing but zeros.",
@@ -67,49 +69,60 @@ def print_reports(reports: Sequence[AlignmentReport], to: Console) -> None:
         counts += [report.num_by_setting] if by_setting else []
         table.add_row(others(report.split, MAX_NAME), *(f"{count:,}" for count in (*counts, report.num_dropped)))
     to.print(table)
-    _print_entries(to, "Dropped", ((report.split, _dropped(entry), entry) for report in reports for entry in report.dropped))
-    _print_differences(to, reports)
-    warnings = ((report.split, _dropped(entry), entry) for report in reports for entry in report.warnings)
-    _print_entries(to, "Served, and unusual", warnings)
-    leaks = ((report.split, f"also in {entry.reason}", entry) for report in reports for entry in report.leaks)
-    _print_entries(to, "The same path in two splits (served in both)", leaks)
-
-
-def _print_differences(to: Console, reports: Sequence[AlignmentReport]) -> None:
-    """What paths differ in, and the options that match them: on one line at any width, to be copied."""
-    roots = [(report.split, root) for report in reports for root in report.roots]
-    if roots:
-        to.print("\nRoots that differ", style="italic")
-    for split, root in roots:
-        what = (
-            "matched, since all differ by these two alone" if root.applied else "if these hold the same recordings, match them by"
-        )
-        to.print(_entry(split, root.count, f"embeddings in {root.embeddings!r}, CPS rows in {root.cps!r}; {what}"))
-        if not root.applied:
-            to.print(" " * INDENT, others(" ".join(root.options)), sep="", soft_wrap=True)
+    dropped = (_Entry(report.split, _dropped(entry), entry) for report in reports for entry in report.dropped)
+    _print_entries(to, "Dropped", dropped, "(--json lists all)")
+    _print_roots(to, [(report.split, root) for report in reports for root in report.roots])
     spellings = (
-        (report.split, f"differ in {entry.differs_in} only: {entry.remedy}", entry)
+        _Entry(report.split, f"{_rows(entry.count)} differ in {entry.differs_in} only: {entry.remedy}", entry)
         for report in reports
         for entry in report.spellings
     )
     _print_entries(to, "Spellings that differ", spellings)
+    warnings = (_Entry(report.split, _dropped(entry), entry) for report in reports for entry in report.warnings)
+    _print_entries(to, "Served, and unusual", warnings)
+    leaks = (_Entry(report.split, f"{entry.count:,} also in {entry.reason}", entry) for report in reports for entry in report.leaks)
+    _print_entries(to, "The same path in two splits (served in both)", leaks)
 
 
-def _entry(split: str, count: int, what: str) -> Text:
-    return Text.assemble((shortened(plain(split), MAX_NAME), "bold"), f": {count:,} {plain(what)}")
+class _Entry(NamedTuple):
+    """What is said of some rows of a split, and the first of them."""
+
+    split: str
+    what: str
+    rows: Dropped | SpellingDifference
 
 
 def _dropped(entry: Dropped) -> str:
-    return f"{SIDES.get(entry.side, 'rows')}, {entry.reason}: {SENTENCES.get(entry.reason, '')}"
+    return f"{_rows(entry.count, SIDES.get(entry.side, 'row'))}, {entry.reason}: {SENTENCES.get(entry.reason, '')}"
 
 
-def _print_entries(to: Console, title: str, entries: Iterable[tuple[str, str, Dropped | SpellingDifference]]) -> None:
+def _rows(count: int, name: str = "row") -> str:
+    return f"{count:,} {name}{'' if count == 1 else 's'}"
+
+
+def _print_entries(to: Console, title: str, entries: Iterable[_Entry], where_the_rest_is: str = "") -> None:
     """Each entry as a line that says what and how many, and its examples below it."""
-    for number, (split, what, entry) in enumerate(entries):
+    for number, (split, what, rows) in enumerate(entries):
         if not number:
             to.print(f"\n{title}", style="italic")
-        to.print(_entry(split, entry.count, what))
-        for example in entry.examples:
+        to.print(_line(split, what))
+        for example in rows.examples:
             to.print(" " * INDENT, others(example, to.width - INDENT), sep="", no_wrap=True, crop=False)
-        if entry.count > len(entry.examples):
-            to.print(f"{' ' * INDENT}and {entry.count - len(entry.examples):,} more (--json lists all)", style="dim")
+        if rows.count > len(rows.examples):
+            to.print(f"{' ' * INDENT}and {rows.count - len(rows.examples):,} more {where_the_rest_is}".rstrip(), style="dim")
+
+
+def _print_roots(to: Console, roots: Sequence[tuple[str, RootDifference]]) -> None:
+    """The roots that paths differ in, by the options that match them: each on one line at any width, to be copied."""
+    if roots:
+        to.print("\nRoots that differ", style="italic")
+    for split, root in roots[:MAX_ROOTS]:
+        what = "matched, as no other root differs: the same as" if root.applied else "to match, if both are the same recordings, by"
+        to.print(_line(split, f"{_rows(root.count)} {what}"))
+        to.print(" " * INDENT, others(" ".join(root.options)), sep="", soft_wrap=True)
+    if len(roots) > MAX_ROOTS:
+        to.print(f"and {len(roots) - MAX_ROOTS:,} more (--json lists all): folders cut from the paths of one side?", style="dim")
+
+
+def _line(split: str, what: str) -> Text:
+    return Text.assemble((shortened(plain(split), MAX_NAME), "bold"), f": {plain(what)}")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import cyclopts
 from cyclopts import ArgumentCollection, Parameter
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -52,9 +53,14 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def others(text: str, width: int | None = None) -> Text:
-    """Text that others wrote: escaped, and cut in the middle where it is longer than `width`."""
+    """Text that others wrote: escaped, and cut in the middle where it takes more than `width` columns."""
     text = plain(text)
-    return Text(text if width is None else shortened(text, width))
+    if width is None:
+        return Text(text)
+    shown = shortened(text, width)
+    while cell_len(shown) > width:  # some letters take two columns
+        shown = shortened(text, len(shown) - 1)
+    return Text(shown)
 
 
 def table_of(title: str, first: str, *numbers: str) -> Table:

@@ -65,7 +65,7 @@ def _read(reader: Pages, settings: DataSettings, columns: Sequence[str], progres
                 else:
                     found.setdefault(name, _Rows.of(columns)).add(page, rows)
             bar.update(len(page.ids))
-    if reader.is_server and (reader.listed(_split_value if splits else None) != before or reader.count() != len(before)):
+    if reader.is_server and (reader.listed().keys() != before.keys() or reader.count() != len(before)):
         raise Changed  # a folder is read from a copy
     _refuse_missing(settings, found)
     next(iter(found.values())).problems.extend(of_no_split)

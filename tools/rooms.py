@@ -26,6 +26,7 @@ LADDER = (
     "cpstream_client.errors",
     "cpstream_client.transport",
     "cpstream_client.stream",
+    "cpstream_client.frames",
     "cpstream_client.client",
     "cpstream_client",
     "cpstream_client.epochs",

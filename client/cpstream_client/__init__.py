@@ -17,6 +17,7 @@ from .errors import (
     TransportError,
     UnauthorizedError,
     UnavailableError,
+    UnmatchedError,
 )
 from .stream.reader import Batch
 from .transport.retry import Retry
@@ -45,6 +46,7 @@ __all__ = [
     "TransportError",
     "UnauthorizedError",
     "UnavailableError",
+    "UnmatchedError",
     "__version__",
 ]
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +30,18 @@ from .contract.wire import (
     split_path,
 )
 from .errors import B, CorruptedError, CpstreamError
+from .frames import frame_of, import_pandas, join
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
-from .stream.reader import Batch, Expected, read_batches
+from .stream.reader import Batch, Expected, read_batches, to_arrow
 from .transport.endpoints import Endpoint
 from .transport.options import Auth, Cert, Headers, Hooks, HttpOptions, MakeHttp, Proxy, Timeout, Verify, given_token, timeouts
 from .transport.retry import Patience, Retry
 from .transport.service import Service
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T = TypeVar("T")
 
@@ -163,7 +167,7 @@ class Client:
         info = self.split(split)
         schema = batch_schema(info.embedding_dim, query.dtype, query.columns)
         for batch in self.batches(split, query, info=info):
-            yield _to_arrow(batch, schema)
+            yield to_arrow(batch, schema)
 
     def take(
         self,
@@ -214,6 +218,50 @@ class Client:
                 bar.update(batch.num_rows)
         return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
 
+    # As tables
+
+    def frame(
+        self,
+        split: str,
+        columns: Sequence[Column] = ("file_path", "cps"),
+        *,
+        dtype: Dtype = "float32",
+        info: SplitInfo | None = None,
+    ) -> "pd.DataFrame":
+        """A whole split as a pandas DataFrame, in the split's order: its index is the samples' `index`.
+
+        columns: in the order wanted. `cps` is float32; `embedding`, which is not there by default, holds an array (D,) of dtype in
+        each cell, all of them views of one (N, D) array, which `numpy.stack(frame["embedding"])` gives. info: the split as known,
+        to pin its data. Needs cpstream[pandas].
+        """
+        import_pandas()  # before a download that would be for nothing
+        info = info or self.split(split)
+        columns = tuple(name for name in columns if name != "index")
+        wanted: tuple[Column, ...] = columns or ("index",)
+        return frame_of(
+            self.batches(split, BatchQuery(batch_size=4096, dtype=dtype, columns=wanted), info=info), info, columns, dtype
+        )
+
+    def join(
+        self,
+        split: str,
+        frame: "pd.DataFrame",
+        on: Literal["index", "file_path"] | None = None,
+        *,
+        columns: Sequence[Column] = ("cps",),
+        partial: bool = False,
+        info: SplitInfo | None = None,
+    ) -> "pd.DataFrame":
+        """A frame about the samples of a split, such as predictions, in the split's order beside file_path and these columns of it.
+
+        Rows belong to samples by `on`: by default by their `file_path`, or else by their `index`, each a column or the name of the
+        frame's index. There must be one row for each sample and no other, or UnmatchedError says how many are missing or unknown,
+        and which come first; with partial=True a warning says so and the others are joined. Several equal rows of a sample count as
+        one. Needs cpstream[pandas].
+        """
+        own: tuple[Column, ...] = ("file_path", *(name for name in columns if name != "file_path"))
+        return join(self.frame(split, own, info=info), frame, split, on, partial)
+
     def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None, retry: Retry | None = None) -> B:
         def ask(endpoint: Endpoint) -> B:
             with self.service.ask(endpoint, "GET", path, params or {}, JSON) as reply:
@@ -235,18 +283,6 @@ class Client:
                 replicas.worked(endpoint)
                 self._met = True
                 return result
-
-
-def _to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
-    arrays = []
-    for field in schema:
-        if field.name == "embedding":
-            values = pa.array(batch.embeddings.reshape(-1), field.type.value_type)  # type: ignore[union-attr]
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=field.type))
-        else:
-            value = {"cps": batch.cps, "index": batch.index, "file_path": batch.file_paths}[field.name]
-            arrays.append(pa.array(value, field.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 DELAY_S = 2.0

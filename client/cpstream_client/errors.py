@@ -11,7 +11,8 @@
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
     │   └── DatasetChanged      409: other data than the one pinned; .expected and .actual are fingerprints
-    └── StateMismatch           load_state_dict: the state belongs to other data, another split, seed or shuffle
+    ├── StateMismatch           load_state_dict: the state belongs to other data, another split, seed or shuffle
+    └── UnmatchedError          join: the frame does not have exactly one row for each sample; .missing and .unknown
 
 The text of an error that came over the network ends with the URL and the request id, as the service's log has them.
 """
@@ -107,6 +108,14 @@ class DatasetChanged(ServiceError):
 
 class StateMismatch(CpstreamError):
     """A state_dict belongs to other data, another split, seed or shuffle."""
+
+
+class UnmatchedError(CpstreamError):
+    """A frame does not fit a split. missing: paths of samples without a row; unknown: what rows without a sample name."""
+
+    def __init__(self, text: str, missing: tuple[object, ...] = (), unknown: tuple[object, ...] = ()) -> None:
+        super().__init__(text)
+        self.missing, self.unknown = missing, unknown
 
 
 _BY_CODE: dict[str, type[ServiceError]] = {

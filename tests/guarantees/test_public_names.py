@@ -18,7 +18,7 @@ from cpstream_service.snapshot.store import Snapshot
 CLIENT = """
     AlignmentReport Batch BatchQuery Client CorruptedError CpsStats CpstreamError DatasetChanged Dropped InvalidRequestError
     NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo StateMismatch TransportError
-    UnauthorizedError UnavailableError __version__
+    UnauthorizedError UnavailableError UnmatchedError __version__
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"

@@ -191,3 +191,59 @@ def test_a_mistyped_split_and_a_missing_folder_are_named_as_such(
     assert "has no split 'trian'; it has: 'train', 'dev'; set --splits" in capsys.readouterr().err
     assert run_check(monkeypatch, source / "nowhere", "--splits", "train") == 1
     assert f"{source}/nowhere/numpy_embs.npy: there is no such file; set --source-path" in capsys.readouterr().err
+
+
+# The whole list
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_every_dropped_row_in_a_file(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    import pandas as pd
+
+    odd = ["a,b.wav", 'a"b.wav', "a\nb.wav", "=1+1.wav", "\u00e9.wav", "\x1b[31mred.wav"]
+    train = [*make_rows(40), *({"embedding": row["embedding"], "file_path": path} for row, path in zip(make_rows(6), odd, strict=True))]
+    write_dataset(source, {"train": train, "dev": make_rows(3, seed=1, folder="dev")})
+    write_cps(source / "train_cps.csv", [*cps_of(train[20:30]), (train[30]["file_path"], "fast"), ("nowhere.wav", 4)])
+    report = tmp_path / f"dropped{suffix}"
+    report.write_text("of an earlier run")
+    assert run_check(monkeypatch, "--source-path", source, "--report", report) == 0
+    assert "wrote 37 dropped rows to" in capsys.readouterr().err
+    frame = pd.read_csv(report, keep_default_na=False) if suffix == ".csv" else pd.read_parquet(report)
+    assert list(frame.columns) == ["split", "side", "reason", "file_path", "where", "detail"]
+    assert (frame["split"] == "train").all()
+    missing = frame[(frame["side"] == "embedding") & (frame["reason"] == "no-cps")]
+    expected = {row["file_path"] for row in train[:20] + train[31:]}
+    assert set(missing["file_path"]) == expected
+    assert len(missing) == len(expected)
+    (bad,) = frame[frame["reason"] == "invalid-cps"].to_dict("records")
+    assert (bad["side"], bad["file_path"], bad["where"]) == ("cps", train[30]["file_path"], "line 12")
+    assert "fast" in bad["detail"]
+    assert frame[frame["reason"] == "no-embedding"]["file_path"].tolist() == ["nowhere.wav"]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_report_is_written_where_a_split_is_refused_and_of_no_rows(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pandas as pd
+
+    for name in ("report.parquet", "report.csv"):
+        assert run_check(monkeypatch, source, "--report", tmp_path / name) == 0
+    assert len(pd.read_parquet(tmp_path / "report.parquet")) == len(pd.read_csv(tmp_path / "report.csv")) == 0
+    write_cps(source / "dev_cps.csv", [("nowhere.wav", 4)])
+    assert run_check(monkeypatch, source, "--report", tmp_path / "report.csv") == 1
+    assert pd.read_csv(tmp_path / "report.csv")["reason"].tolist() == ["no-cps"] * 3 + ["no-embedding"]
+
+
+def test_a_report_that_cannot_be_written(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_check(monkeypatch, source, "--report", tmp_path / "report.txt") == 2
+    assert capsys.readouterr().err == f"cpstream: report is '{tmp_path}/report.txt'; it must end in .csv or .parquet\n"
+    assert run_check(monkeypatch, source, "--report", tmp_path / "none" / "report.csv") == 2
+    assert capsys.readouterr().err == f"cpstream: report is '{tmp_path}/none/report.csv'; there is no folder '{tmp_path}/none'\n"
+    (tmp_path / "report.csv").mkdir()
+    assert run_check(monkeypatch, source, "--report", tmp_path / "report.csv") == 1
+    assert f"cpstream: {tmp_path}/report.csv: cannot write it: Is a directory; free space" in capsys.readouterr().err

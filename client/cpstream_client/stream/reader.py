@@ -100,3 +100,16 @@ def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) 
     }
     file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
     return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, layout.num_rows, body.nbytes)
+
+
+def to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the columns of the schema."""
+    arrays = []
+    for field in schema:
+        if field.name == "embedding":
+            values = pa.array(batch.embeddings.reshape(-1), field.type.value_type)  # type: ignore[union-attr]
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=field.type))
+        else:
+            value = {"cps": batch.cps, "index": batch.index, "file_path": batch.file_paths}[field.name]
+            arrays.append(pa.array(value, field.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

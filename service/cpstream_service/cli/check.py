@@ -12,7 +12,8 @@ from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDiffer
 from ..align.align import UNUSUAL_CPS, USUAL_CPS, ZERO_EMBEDDING
 from ..sources.rows import Reason
 from ..text import plain, shortened
-from .common import MAX_NAME, AsJson, Data, Folder, console, data_of, others, table_of
+from .common import MAX_NAME, AsJson, Data, Folder, Report, complain, console, data_of, others, table_of
+from .report import refuse_name, write_report
 
 INDENT = 4
 MAX_ROOTS = 8
@@ -23,7 +24,7 @@ SENTENCES = {reason.code: reason.sentence for reason in Reason} | {
 }
 
 
-def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = False) -> int:
+def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = False, report: Report = None) -> int:
     """Read and align the data as `serve` would, and print what was matched and what was dropped, and why.
 
     The exit code is 1 when a split aligns nothing, or with --strict when any row was dropped (but for exact duplicates).
@@ -35,16 +36,21 @@ def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = Fals
     cpstream check data --cps-csv 'tables/{split}.csv' --strict
     cpstream check --source-type chromadb --source-path chroma --cps-csv 'data/{split}_cps.csv' --splits dev test
     cpstream check data --json > report.json
+    cpstream check data --report dropped.csv
     ```
 
     Parameters
     ----------
     as_json
         Print the reports as JSON instead, with every row that was dropped.
+    report
+        File to write every row that was dropped to: .csv or .parquet.
     """
     from ..align.splits import align_all, refuse
 
     settings = data_of(folder, data)
+    if report is not None:
+        refuse_name(report)
     splits = align_all(settings, progress=True)
     reports = [split.report for split in splits]
     if as_json:
@@ -52,6 +58,9 @@ def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = Fals
         print(json.dumps(whole, indent=2))  # noqa: T201 - in ASCII, so that no path can harm a terminal
     else:
         print_reports(reports, console())
+    if report is not None:
+        count = write_report(report, splits)
+        complain(f"wrote {count:,} dropped rows to {report}")
     refuse(settings, reports)
     return 0
 

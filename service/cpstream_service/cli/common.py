@@ -25,6 +25,7 @@ Data = Annotated[DataSettings | None, Parameter(name="*", group="Data")]
 Chroma = Annotated[ChromaSettings | None, Parameter(name="*")]
 Serve = Annotated[ServeSettings | None, Parameter(name="*", group="Service")]
 Folder = Annotated[Path | None, Parameter(help="The same as --source-path.", show_env_var=False)]
+Report = Annotated[Path | None, Parameter(show_env_var=False)]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", show_env_var=False)]
 
 

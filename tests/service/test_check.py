@@ -203,13 +203,16 @@ def test_every_dropped_row_in_a_file(
     import pandas as pd
 
     odd = ["a,b.wav", 'a"b.wav', "a\nb.wav", "=1+1.wav", "\u00e9.wav", "\x1b[31mred.wav"]
-    train = [*make_rows(40), *({"embedding": row["embedding"], "file_path": path} for row, path in zip(make_rows(6), odd, strict=True))]
+    train = [
+        *make_rows(40),
+        *({"embedding": row["embedding"], "file_path": path} for row, path in zip(make_rows(6), odd, strict=True)),
+    ]
     write_dataset(source, {"train": train, "dev": make_rows(3, seed=1, folder="dev")})
     write_cps(source / "train_cps.csv", [*cps_of(train[20:30]), (train[30]["file_path"], "fast"), ("nowhere.wav", 4)])
     report = tmp_path / f"dropped{suffix}"
     report.write_text("of an earlier run")
     assert run_check(monkeypatch, "--source-path", source, "--report", report) == 0
-    assert "wrote 37 dropped rows to" in capsys.readouterr().err
+    assert "wrote 38 dropped rows to" in capsys.readouterr().err
     frame = pd.read_csv(report, keep_default_na=False) if suffix == ".csv" else pd.read_parquet(report)
     assert list(frame.columns) == ["split", "side", "reason", "file_path", "where", "detail"]
     assert (frame["split"] == "train").all()

@@ -36,7 +36,9 @@ def write_report(path: Path, splits: Sequence[AlignedSplit]) -> int:
             frame.astype("string").to_parquet(temporary, index=False)
         os.replace(temporary, path)
     except OSError as error:
-        raise DataError(f"{path}: cannot write it: {error.strerror or error}; free space there, or set --report elsewhere") from None
+        raise DataError(
+            f"{path}: cannot write it: {error.strerror or error}; free space there, or set --report elsewhere"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
     return len(frame)

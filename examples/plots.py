@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from model import Score
@@ -21,16 +22,18 @@ STYLE: Any = {
 }
 
 
-def plot_predictions(truths: Sequence[float], predictions: Sequence[float], score: Score, split: str, path: Path) -> None:
-    """Predicted against true speech rate, with the line on which they are equal."""
+def plot_predictions(table: pd.DataFrame, score: Score, split: str, path: Path) -> None:
+    """Predicted against true speech rate, with the line on which they are equal. table: with the columns cps and predicted."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 5.8), layout="constrained")
         axes = figure.subplots()
-        low, high = min(*truths, *predictions), max(*truths, *predictions)
+        rates = table[["cps", "predicted"]]
+        low, high = rates.min(axis=None), rates.max(axis=None)
         low, high = low - 0.04 * (high - low), high + 0.04 * (high - low)
         axes.plot([low, high], [low, high], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="predicted = true", zorder=3)
-        visible = min(0.75, max(0.05, 300 / len(truths)))  # many points show by their density
-        axes.scatter(truths, predictions, s=22, color=BLUE, alpha=visible, linewidths=0, label="one utterance", rasterized=True)
+        visible = min(0.75, max(0.05, 300 / len(table)))  # many points show by their density
+        points: Any = {"s": 22, "color": BLUE, "alpha": visible, "linewidths": 0, "label": "one utterance", "rasterized": True}
+        axes.scatter("cps", "predicted", data=table, **points)
         axes.set(xlim=(low, high), ylim=(low, high), aspect="equal")
         axes.set(xlabel="true speech rate (characters per second)", ylabel="predicted speech rate (characters per second)")
         axes.legend(loc="upper left", frameon=False)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
@@ -64,6 +65,9 @@ class Samples(Protocol):
     def batches(self, split: str, rank: int = 0, world_size: int = 1) -> Iterable[Batch]:
         """This rank's part of a split, in order, each sample on exactly one rank: sums over ranks are exact."""
 
+    def join(self, split: str, predicted: pd.DataFrame) -> pd.DataFrame:
+        """A frame with a row for each file_path of the split, in its order, beside the true cps."""
+
 
 def open_samples(options: DataOptions) -> Samples:
     """Raises CpstreamError when no service answers within a few seconds, DataError when the local files are bad."""
@@ -87,7 +91,7 @@ class Remote:
     def __init__(self, options: DataOptions) -> None:
         self.client = Client(options.url)
         self.workers = options.workers
-        self.passes: dict[tuple[str, int, int], Iterable[Batch]] = {}  # kept, because a dataset refuses data other than at first
+        self.passes: dict[tuple[str, int, int], Any] = {}  # kept, because a dataset refuses data other than at first
 
     def train_loader(self, batch_size: int, seed: int, rank: int, world_size: int) -> TrainLoader:
         dataset = StreamingEmbeddingsDataset(
@@ -108,6 +112,10 @@ class Remote:
             )
             self.passes[split, rank, world_size] = loader(dataset, **_loader_options(0))
         return self.passes[split, rank, world_size]
+
+    def join(self, split: str, predicted: pd.DataFrame) -> pd.DataFrame:
+        self.batches(split)
+        return self.client.join(split, predicted, info=self.passes[split, 0, 1].dataset.info)  # of the data that was predicted
 
 
 class Local:
@@ -143,6 +151,14 @@ class Local:
         batches = DataLoader(dataset, PASS_BATCH, sampler=mine, **_loader_options(0))
         for (embeddings, cps), at in zip(batches, itertools.count(0, PASS_BATCH), strict=False):
             yield embeddings, cps, [dataset.filenames[i] for i in mine[at : at + PASS_BATCH]]
+
+    def join(self, split: str, predicted: pd.DataFrame) -> pd.DataFrame:
+        dataset = self.dataset(split)
+        samples = pd.DataFrame({"file_path": dataset.filenames, "cps": dataset.labels.numpy()})
+        joined = samples.merge(predicted, on="file_path", validate="one_to_one")
+        if not len(joined) == len(samples) == len(predicted):
+            raise ValueError(f"{len(joined)} of {len(samples)} samples of {split} are among {len(predicted)} predictions")
+        return joined
 
 
 class LocalTrainLoader:

@@ -4,9 +4,7 @@ It reads from top to bottom, and is meant to be copied and changed. Where the sa
 model.py, and what several processes or a stop need in ranks.py.
 """
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import sys
@@ -16,6 +14,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import cyclopts
+import pandas as pd
 import torch
 from cyclopts import Parameter
 from model import Moments, Score, SpeechRateMLP
@@ -195,20 +194,15 @@ def write_predictions(model: SpeechRateMLP, samples: Samples, options: TrainOpti
     from plots import plot_predictions
 
     model.eval()
-    score, rows = Score(), io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(["file_path", "cps", "predicted", "error"])
-    truths: list[float] = []
-    predictions: list[float] = []
+    score, parts = Score(), []
     for embeddings, cps, file_paths in samples.batches(options.predict):
         predicted = model.predict(embeddings.to(model.cps_mean.device)).cpu()
         score.add(cps, predicted)
-        for path, truth, guess in zip(file_paths, cps.tolist(), predicted.tolist(), strict=True):
-            writer.writerow([path, f"{truth:.4f}", f"{guess:.4f}", f"{guess - truth:.4f}"])
-        truths += cps.tolist()
-        predictions += predicted.tolist()
-    write_atomically(options.out / "predictions.csv", rows.getvalue().encode())
-    plot_predictions(truths, predictions, score, options.predict, options.out / "predictions.png")
+        parts.append(pd.DataFrame({"file_path": file_paths, "predicted": predicted.double().numpy()}))
+    table = samples.join(options.predict, pd.concat(parts))  # with the true rates, and a row for each sample, or it says which not
+    table["error"] = table["predicted"] - table["cps"].astype("float64")
+    write_atomically(options.out / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    plot_predictions(table, score, options.predict, options.out / "predictions.png")
     print(
         f"{options.predict}: R2 {score.r2:.4f}, MAE {score.mae:.3f} characters/s, {score.n} samples; all files are in {options.out}"
     )

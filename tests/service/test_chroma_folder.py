@@ -88,7 +88,7 @@ def test_reading_changes_nothing(make: Callable[[Path], Path], tmp_path: Path, c
     assert check(data=settings) == 0
     assert len(RegressionEmbeddingsDataset(folder, "dev", "chromadb", settings.cps_csv, progress=False)) == 8
     assert state(folder) == before
-    assert [path.name for path in settings.snapshot_dir.iterdir() if "chroma" in path.name] == [".lock-chroma"]
+    assert not [path.name for path in settings.snapshot_dir.iterdir() if "chroma" in path.name]
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o700)
 
@@ -166,11 +166,13 @@ def test_copies_of_killed_processes_are_removed_and_others_left(tmp_path: Path) 
     settings = settings_of(new_folder(tmp_path))
     for name in (".chroma-killed", ".chroma-alive"):
         (settings.snapshot_dir / name).mkdir(parents=True)
+    (settings.snapshot_dir / ".chroma-link").symlink_to(tmp_path / "chroma")
     alive = os.open(settings.snapshot_dir / ".chroma-alive", os.O_RDONLY)
     fcntl.flock(alive, fcntl.LOCK_EX)
     read_chroma(settings)
     os.close(alive)
-    assert sorted(path.name for path in settings.snapshot_dir.iterdir()) == [".chroma-alive", ".lock-chroma"]
+    assert sorted(path.name for path in settings.snapshot_dir.iterdir()) == [".chroma-alive", ".chroma-link"]
+    assert (tmp_path / "chroma" / DATABASE_FILE).exists()
 
 
 # Beside a writer

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from cpstream_client.files import lock, no_follow
+
 from ...errors import DataError, MissingFileError, SourceUnavailableError
 from ...settings import DataSettings
 
@@ -24,7 +26,9 @@ PAUSE_S = 1.0
 """Between tries beside a busy writer."""
 _DATABASE_FILES = (DATABASE_FILE, f"{DATABASE_FILE}-wal", f"{DATABASE_FILE}-journal")
 _INDEX_FILES = ("index_metadata.pickle", "header.bin", "data_level0.bin", "length.bin", "link_lists.bin")
-_PREFIX, _LOCK = ".chroma-", ".lock-chroma"
+_PREFIX = ".chroma-"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_ELSEWHERE = "set --snapshot-dir to a folder on a local disk"
 _SEGMENTS = """
     SELECT s.id, EXISTS(SELECT * FROM max_seq_id m WHERE m.segment_id = s.id)
     FROM segments s JOIN collections c ON s.collection = c.id WHERE c.name = ? AND s.scope = 'VECTOR'
@@ -53,19 +57,22 @@ def scratch_copy(folder: Path, settings: DataSettings) -> Iterator[Path]:
     parent = settings.snapshot_dir
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with (parent / _LOCK).open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        whole = os.open(parent, _FOLDER)
+        try:
+            lock(whole, fcntl.LOCK_EX, parent, _ELSEWHERE)
             _remove_leftovers(parent)
             scratch = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
-            lock = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            held = os.open(scratch, _FOLDER)
+            lock(held, fcntl.LOCK_EX, scratch, _ELSEWHERE)
+        finally:
+            os.close(whole)
     except OSError as error:
         raise _no_room(folder, parent, error) from None
     try:
         yield _unchanged_copy(folder, scratch, settings.collection_name)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        os.close(lock)
+        os.close(held)
 
 
 def _unchanged_copy(folder: Path, scratch: Path, collection: str) -> Path:
@@ -149,11 +156,14 @@ def _no_room(folder: Path, parent: Path, error: OSError) -> DataError:
 def _remove_leftovers(parent: Path) -> None:
     """Copies of processes that were killed: nobody holds their lock."""
     for path in parent.glob(f"{_PREFIX}*"):
-        lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = no_follow(str(path), _FOLDER)
+        except OSError:  # a link or a file, which is none of ours
+            continue
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:
             pass
         finally:
-            os.close(lock)
+            os.close(held)

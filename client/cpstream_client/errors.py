@@ -2,8 +2,9 @@
 
     CpstreamError
     ├── TransportError          retried: the connection failed, stalled, was cut or delivered damaged bytes
-    │   ├── CorruptedError      a checksum, a row count, a frame or a member of a JSON body is wrong
-    │   │   └── ForeignReplyError   final: something else than a cpstream service answered, a login page for example
+    │   ├── CorruptedError      a checksum, a row count or a frame is wrong
+    │   │   └── ForeignReplyError   final: something else than a cpstream service answered, such as a login page, or a member of its
+    │   │                           JSON is wrong although it arrived as it was sent
     │   └── UnreachableError    final: an untrusted certificate, a proxy that refuses, a host that does not resolve
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
     │   ├── UnavailableError    retried: the service's own 503, a gateway's 429/502/503/504, internal (500)
@@ -45,11 +46,11 @@ class TransportError(CpstreamError):
 
 
 class CorruptedError(TransportError):
-    """Bytes arrived damaged, or are not what the contract says: a wrong checksum, row count, frame or member of a JSON body."""
+    """Bytes arrived damaged, or are not what the contract says: a wrong checksum, row count or frame."""
 
 
 class ForeignReplyError(CorruptedError):
-    """Something else than a cpstream service answered with success; asking again cannot help."""
+    """Something else than a cpstream service answered with success, or a service of another form; asking again cannot help."""
 
 
 class UnreachableError(TransportError):
@@ -150,11 +151,14 @@ def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> 
 
 
 def read_body(kind: type[B], body: bytes, url: str) -> B:
-    """The JSON of a reply from `url`, as the body that it should be. Raises CorruptedError, which names the member at fault."""
+    """The JSON of a reply from `url` that arrived whole, as the body that it should be.
+
+    Raises ForeignReplyError, a CorruptedError, which names the member at fault.
+    """
     try:
         return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
-        raise CorruptedError(f"{url}: {_misfit(kind, error)}") from error
+        raise ForeignReplyError(f"{url}: {_misfit(kind, error)}") from error
 
 
 def _misfit(kind: type[BaseModel], error: ValidationError) -> str:

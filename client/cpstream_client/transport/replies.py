@@ -181,8 +181,8 @@ class Reply:
         try:
             self._verify(body)
             problem = read_body(Problem, body, self.url)
-        except CorruptedError as error:
-            return error
+        except CorruptedError as error:  # not final, whatever the status is
+            return CorruptedError(str(error))
         if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):
             return CorruptedError(f"{self.url}: the service answered another request: {problem.instance!r}, {problem.detail}")
         return error_of(problem, self.url, retry_after_s)

@@ -107,6 +107,8 @@ class DataSettings(ChromaSettings):
     """Column of the CPS table that holds the path of the recording."""
     cps_column: str = "cps"
     """Column of the CPS table that holds the speech rate, characters per second."""
+    csv_encoding: str = "utf-8"
+    """Encoding of CSV tables that have no byte order mark, such as cp1251."""
     cps_from: Literal["table", "source"] = "table"
     """Where the rates are: in the CPS tables, or in a column or key of the source itself."""
     text_column: str = "text"
@@ -145,6 +147,18 @@ class DataSettings(ChromaSettings):
         for text in map_root:
             parse_root(text)
         return map_root
+
+    @field_validator("csv_encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)
+        except (LookupError, ValueError):
+            raise ValueError(
+                f"csv_encoding is {encoding!r}, which is no encoding; set it to one of Python's, such as utf-8, cp1251 or cp1252 "
+                f"({ENV_PREFIX}CSV_ENCODING)"
+            ) from None
+        return encoding
 
     @field_validator("splits")
     @classmethod

@@ -80,6 +80,7 @@ def identity_of(settings: DataSettings) -> str:
         str(cps_path(settings, "{split}").resolve()),
         settings.path_column,
         settings.cps_column,
+        settings.csv_encoding,
         settings.cps_from,
         settings.labels,
         (settings.text_column, settings.duration_column, settings.text_count),

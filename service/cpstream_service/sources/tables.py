@@ -31,9 +31,9 @@ def read_table(path: Path, settings: DataSettings) -> CpsTable:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError):
-        return read_cps_table(path, *columns, text, settings.labels)  # which says what is wrong
+        return read_cps_table(path, *columns, text, settings.labels, settings.csv_encoding)  # which says what is wrong
     if is_folder:
-        return read_cps_table(path, *columns, text, settings.labels)
+        return read_cps_table(path, *columns, text, settings.labels, settings.csv_encoding)
     with open_regular(path, WHAT, "--cps-csv") as file:
         head = file.peek(HEAD_BYTES)[:HEAD_BYTES]  # type: ignore[attr-defined] # it is a BufferedReader
         check_pointer(path, head)
@@ -47,7 +47,7 @@ def read_table(path: Path, settings: DataSettings) -> CpsTable:
                 raise DataError(f"{path} is a JSON list; write one object a line: jq -c '.[]'")
             file.read(len(_BOM) if head.startswith(_BOM) else 0)
             return read_json_lines(path, file, *columns, text, settings.labels)
-    return read_cps_table(path, *columns, text, settings.labels)
+    return read_cps_table(path, *columns, text, settings.labels, settings.csv_encoding)
 
 
 def rates_of(split: SourceSplit, settings: DataSettings) -> CpsTable:

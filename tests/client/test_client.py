@@ -342,7 +342,7 @@ def test_replaced_data_stop_a_loop_with_a_typed_error(
 @pytest.mark.parametrize("error", [MemoryError("full"), KeyError("a bug"), SystemExit(3), DatasetChanged("x")])
 def test_any_error_in_the_thread_reaches_the_loop(server: Server, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     real = fetch.read_batches
-    monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", 10_000)
+    monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", 128)  # one training batch a record
 
     def broken(*args):  # type: ignore[no-untyped-def]
         batches = real(*args)

@@ -25,7 +25,7 @@ from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05, contact_timeout_s=30)
-QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("index",))
+QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,10 @@ from .reader import Batch
 
 WIRE_BATCH_BYTES = 2 * 1024**2
 """Of one record batch, made of as many training batches as fit: each costs about 50 microseconds to parse."""
+WIRE_BATCH_ROWS = 16_384
+"""And at most: where no embeddings are asked for, the service is busy with rows, and not with bytes."""
+PATH_BYTES = 64
+"""What a path counts as, before its length is known."""
 
 
 class Course:
@@ -24,10 +28,11 @@ class Course:
     def __init__(self, query: BatchQuery, info: SplitInfo) -> None:
         self.info = info
         n = info.num_samples
-        row_bytes = info.embedding_dim * (2 if query.dtype == "float16" else 4) + 12
+        row_bytes = _row_bytes(query, info.embedding_dim)
         self.num_steps = len(query.steps(n))  # of this worker, in training batches
         self.batch_size = query.batch_size
-        per_record = max(1, WIRE_BATCH_BYTES // (query.batch_size * row_bytes)) if query.num_workers == 1 else 1
+        record_rows = min(WIRE_BATCH_BYTES // row_bytes, WIRE_BATCH_ROWS)
+        per_record = max(1, record_rows // query.batch_size) if query.num_workers == 1 else 1
         # A ragged end is cut off here; the service need not know of it.
         self._query = replace(
             query,
@@ -66,6 +71,12 @@ class Course:
         count = min(max(1, max_bytes // self._record_bytes), len(self) - first)
         start = self._wire.start_after(self._steps[first])
         return replace(self._query, start=start, worker=0, limit=count), count
+
+
+def _row_bytes(query: BatchQuery, dim: int) -> int:
+    """About what one sample takes on the wire."""
+    sizes = {"embedding": dim * (2 if query.dtype == "float16" else 4), "index": 8, "file_path": PATH_BYTES}
+    return sum(sizes.get(name, 4) for name in query.columns)
 
 
 def trim(records: Iterable[Batch], course: Course) -> Iterator[Batch]:

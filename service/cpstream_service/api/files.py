@@ -1,8 +1,9 @@
 """Whole files over HTTP: a split's arrays as the snapshot has them on disk, and its file paths as JSON, with byte ranges.
 
-Starlette's FileResponse answers bad ranges in plain text and reads 64 KiB at a time, a thread hop each; this one knows problems,
-sends 1 MiB pieces, and takes the ETag from the data's fingerprint. The files are opened once, so that a snapshot that is removed
-from disk under a running service can still be downloaded from it.
+Not by Starlette's FileResponse: it answers bad ranges in plain text, opens a path for each reply, and dates what is no function of
+the URL. A subclass that mends this has 22 lines, three of Starlette's private names, and no way to send the list of paths, against
+33 lines here. The files are opened once, so that a snapshot that is removed from disk under a running service can still be
+downloaded from it.
 """
 
 import json

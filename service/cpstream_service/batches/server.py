@@ -22,7 +22,7 @@ from ..settings import ServeSettings
 from ..snapshot.exports import half_precision
 from ..snapshot.store import Snapshot, Split
 from .frames import END_OF_STREAM
-from .gather import CHUNK_BYTES, Columns, Floats, reply, schema_message
+from .gather import Columns, Floats, reply, schema_message
 from .orders import OrderCache
 from .residency import Residency
 
@@ -32,7 +32,7 @@ GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
 ROWS_IN_LOOP = 20_000
-"""Most samples whose paths are measured in the event loop: half a millisecond."""
+"""Most samples of which the event loop gathers numbers or measures paths at once: half a millisecond."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,10 +108,9 @@ class BatchServer:
                 f"the reply would hold {num_rows} samples, {total} bytes, more than the {self._settings.max_reply_bytes} allowed; "
                 "ask for fewer with limit, and for the rest from a later start"
             )
-        # Embeddings are gathered in pieces, what stands behind them in a batch at once.
-        tail_bytes = (nbytes - num_rows * columns.embedding_bytes) // max(1, num_batches)
-        chunks = reply(columns, schema, batches, self._pool)
-        return ArrowReply(chunks, total, num_rows, in_loop=self._residency.fits and tail_bytes <= 2 * CHUNK_BYTES)
+        # What stands behind the embeddings of a batch is gathered at once.
+        in_loop = self._residency.fits and num_rows <= ROWS_IN_LOOP * num_batches
+        return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows, in_loop)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         embeddings: Floats = split.embeddings

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import _csv
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _SEPARATOR_LINE = re.compile(r'\s*"?sep=(.)"?\s*', re.IGNORECASE)
 _OTHERS = (
     (b"\x1f\x8b", "compressed by gzip", "unpack it: gunzip"),
@@ -76,8 +77,8 @@ def read_header(path: Path, text: str, fits: Callable[[Sequence[str]], bool]) ->
     A line `sep=;` before it says the separator.
     """
     start, line, separators = 0, 0, tuple(_SEPARATORS)
-    for row in io.StringIO(text, newline=""):
-        start, line = start + len(row), line + 1
+    for found_line in _LINE.finditer(text):
+        row, start, line = found_line[0], found_line.end(), line + 1
         said = _SEPARATOR_LINE.fullmatch(row)
         if said:
             separators = (said[1],)
@@ -113,16 +114,14 @@ def read_rows(path: Path, text: str, header: Header, path_at: int) -> Iterator[t
     line = header.line + 1
     try:
         for row in reader:
-            problem = None
-            if not least <= len(row) <= most:
-                problem = _wrong_number(row, header)
-            if quoted and len(held) > 1 and _swallowed(held[1:], row, header, path_at):
-                problem = (
-                    f"lines {line} to {line + len(held) - 1} are one row by their quotes, and look like several: mend the quotes"
-                )
-            if (row and row[0].strip()) or any(map(str.strip, row)):
+            problem = None if least <= len(row) <= most else _wrong_number(row, header)
+            if quoted:
+                if len(held) > 1 and _swallowed(held[1:], row, header, path_at):
+                    last = line + len(held) - 1
+                    problem = f"lines {line} to {last} are one row by their quotes, and look like several: mend the quotes"
+                held.clear()
+            if (row and row[0][:1] > " ") or any(map(str.strip, row)):
                 yield line, row, problem
-            held.clear()
             line = header.line + reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path}, line {line}: not a CSV row ({error}); mend its quotes") from None
@@ -130,8 +129,8 @@ def read_rows(path: Path, text: str, header: Header, path_at: int) -> Iterator[t
 
 def _reader(text: str, header: Header, quoted: bool, held: list[str]) -> "_csv.Reader":
     """Rows of fields. held: takes the lines of a row where there may be quotes."""
-    lines: Iterator[str] = io.StringIO(text, newline="")
-    lines.seek(header.start)  # type: ignore[attr-defined]
+    # Faster than StringIO, which makes each line anew from four-byte characters.
+    lines = io.TextIOWrapper(io.BytesIO(text[header.start :].encode()), "utf-8", newline="")
     if not quoted:
         return csv.reader(lines, delimiter=header.separator, quoting=csv.QUOTE_NONE)
 

@@ -113,11 +113,14 @@ class SourceSplit:
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
+_NO_NAME = "./\\" + whitespace
+
+
 def path_problem(value: object) -> str | None:
     """What keeps a value from being a file path, or None if it is one."""
     if not isinstance(value, str):
         return f"file_path is {getattr(value, 'kind', type(value).__name__)}, not a string"
-    if not value.strip().removeprefix("file://").strip("./\\" + whitespace):
+    if value.strip(_NO_NAME) in ("", "file:"):
         return f"file_path {value!r} names no file" if value else "file_path is empty"
     if not value.isascii():
         try:

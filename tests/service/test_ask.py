@@ -31,6 +31,15 @@ def test_a_fingerprint_is_on_one_line_at_any_width(
         assert f"{split.fingerprint}  {name}" in out.splitlines()
 
 
+def test_no_number_is_cut(server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = printed(monkeypatch, capsys, 60, "info", server.url)
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    assert not any("…" in cell for row in cells for cell in row[1:])
+    columns = ["".join(column) for column in zip(*cells, strict=True)]
+    assert columns[1] == "1,800300300"
+    assert columns[3] == "float32" * 3
+
+
 def test_info_as_json_is_what_the_service_says(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,10 +65,10 @@ def others(text: str, width: int | None = None) -> Text:
 
 
 def table_of(title: str, first: str, *numbers: str) -> Table:
-    """A table of a named thing a row, and numbers about it."""
+    """A table of a named thing a row, and numbers about it: folded where it is narrow, for half a number is a wrong one."""
     table = Table(first, title=Text(title), title_justify="left")
     for name in numbers:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     return table
 
 

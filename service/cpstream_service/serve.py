@@ -141,6 +141,13 @@ def _describe(snapshot: Snapshot) -> None:
             info.num_dropped,
             info.fingerprint,
         )
+        for root in split.report.roots:
+            if not root.applied:
+                logger.warning(
+                    "split %s: paths differ by their roots; %s would match %d rows", split.name, " ".join(root.options), root.count
+                )
+        for warning in split.report.warnings:
+            logger.warning("split %s: %d %s, served (first: %s)", split.name, warning.count, warning.reason, warning.examples[0])
 
 
 def _announce(sock: socket.socket, settings: ServeSettings) -> None:

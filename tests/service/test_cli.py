@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pytest
 from conftest import DEMO_DATA, Server, poll, stalled_stream
-from data import make_rows, write_dataset
+from data import make_rows, write_cps, write_dataset
 
 from cpstream_client.contract.plan import Plan
 from cpstream_service.cli.app import unknown_variables
@@ -228,6 +228,18 @@ def test_names_of_others_cannot_forge_a_line_of_the_log(tmp_path: Path) -> None:
         log = service.log.read_text()
     assert r"split tr\nERROR forged\x1b[31m: 2 samples" in log
     assert not re.search(r"^ERROR|\x1b", log, re.MULTILINE)
+
+
+def test_what_looks_wrong_is_said_in_the_log(tmp_path: Path) -> None:
+    rows = make_rows(4)
+    source = write_dataset(tmp_path / "source", {"train": rows})
+    paths = [row["file_path"] for row in rows]
+    write_cps(source / "train_cps.csv", [(paths[0], 5), (paths[1], 99), *((f"/data/{path}", 6) for path in paths[2:])])
+    with serve(tmp_path, source=source) as service:
+        service.stop()
+        log = service.log.read_text()
+    assert re.search(r"WARNING split train: 1 unusual-cps, served \(first: audio/0001.wav: 99.0\)\n", log)
+    assert re.search(r"WARNING split train: paths differ by their roots; --map-root /data/= would match 2 rows\n", log)
 
 
 def test_sigterm_ends_it_cleanly_with_a_json_log_and_no_token_in_it(tmp_path: Path) -> None:

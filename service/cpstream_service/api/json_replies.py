@@ -61,8 +61,11 @@ class ReadableJson(Response):
 
 
 class CompactJson(ReadableJson):
-    """For samples: an indent would put each number of an embedding on a line of its own."""
+    """For samples, where an indent would put each number of an embedding on a line of its own, and for what programs read."""
 
     def render(self, content: Any) -> bytes:
-        text: str = content.model_dump_json()
+        if isinstance(content, BaseModel):
+            text: str = content.model_dump_json()
+        else:
+            text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode() + b"\n"

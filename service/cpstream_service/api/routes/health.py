@@ -11,7 +11,7 @@ from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import Draining, NotFound
 from ..description import problem_replies
-from ..json_replies import ReadableJson
+from ..json_replies import CompactJson, ReadableJson
 from ..problems import MEANINGS, problem_type
 from ..routing import Route
 from ..state import CurrentService
@@ -36,7 +36,7 @@ async def index(_: NoParameters) -> Response:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request, _: NoParameters) -> Response:
-    return ReadableJson(request.app.openapi())
+    return CompactJson(request.app.openapi())
 
 
 @router.get("/docs", include_in_schema=False)

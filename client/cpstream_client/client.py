@@ -189,6 +189,7 @@ class Client:
         body = wanted.tobytes()
         info = info or self.split(split)
         query = BatchQuery(batch_size=max(1, len(wanted)), dtype=dtype, columns=(*columns, "index"))
+        query.check_columns(info.labels)
         path = split_path(split, "take")
         params = {"dtype": dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
         metadata = {"split": split, "fingerprint": info.fingerprint, "num_rows": str(len(wanted))}

@@ -34,14 +34,14 @@ def frame_of(batches: Iterable[Batch], info: SplitInfo, columns: Sequence[str], 
     """The batches of a whole split, in its order, as a frame with these columns, by index."""
     pd = import_pandas()
     n = info.num_samples
-    cps = np.empty(n, np.float32)
+    floats = {name: np.empty(n, np.float32) for name in columns if name not in ("embedding", "index", "file_path")}
     embeddings = np.empty((n if "embedding" in columns else 0, info.embedding_dim), dtype)
     file_paths: list[str] = []
     at = 0
     for batch in batches:
         end = at + batch.num_rows
-        if batch.cps is not None:
-            cps[at:end] = batch.cps
+        for name, values in floats.items():
+            values[at:end] = batch.cps if name == "cps" else batch.labels[name]
         if batch.embeddings is not None:
             embeddings[at:end] = batch.embeddings
         file_paths += batch.file_paths or ()
@@ -51,7 +51,7 @@ def frame_of(batches: Iterable[Batch], info: SplitInfo, columns: Sequence[str], 
         if name == "embedding":
             made[name] = pd.Series(list(embeddings), dtype=object)
         else:
-            made[name] = cps if name == "cps" else file_paths
+            made[name] = floats.get(name, file_paths)
     return pd.DataFrame(made, index=pd.RangeIndex(n)).rename_axis("index")
 
 

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 from pydantic.fields import FieldInfo
 
 from cpstream_client.contract.token import clean_token, read_token
-from cpstream_client.contract.wire import COLUMNS
+from cpstream_client.contract.wire import COLUMNS, is_misspelt
 
 T = TypeVar("T")
 TextCount = Literal["characters", "no-spaces", "letters"]
@@ -134,10 +134,10 @@ class DataSettings(ChromaSettings):
     @classmethod
     def _names_of_their_own(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         for name in labels:
-            if not _LABEL.fullmatch(name) or name in COLUMNS or labels.count(name) > 1:
+            if not _LABEL.fullmatch(name) or name in COLUMNS or is_misspelt(name) or labels.count(name) > 1:
                 raise ValueError(
-                    f"labels holds {name!r}; each must be a name of letters, digits and _, once, and none of {', '.join(COLUMNS)}: "
-                    f"rename the column ({ENV_PREFIX}LABELS)"
+                    f"labels holds {name!r}; each must be of letters, digits and _, once, and not like any of "
+                    f"{', '.join(COLUMNS)}: rename the column ({ENV_PREFIX}LABELS)"
                 )
         return labels
 

@@ -110,7 +110,7 @@ def test_unreadable_rows(tmp_path: Path, line: str, said: str) -> None:
         ),
         (b"audio_path,cps,text\n" + b"x" * 200_000 + b",1,2\n", r"line 2: not a CSV row \(field larger than field limit"),
         (b"x" * 200_000 + b",cps\n", r"line 1: not the header of a CSV file \(field larger"),
-        (gzip.compress(b"audio_path,cps\n"), "is compressed by gzip, not a CSV file; unpack it: gunzip"),
+        (gzip.compress(b"audio_path,cps\n", mtime=0), "is compressed by gzip, not a CSV file; unpack it: gunzip"),
         (zipped("train_cps.csv"), "is a zip archive, not a CSV file; unpack it"),
         (zipped("xl/workbook.xml"), r"is an Excel workbook \(xlsx\), not a CSV file; save it as CSV UTF-8"),
         (b'audio_path,cps\na.wav,1\n"b.wav,2\n', r"line 3: not a CSV row \(unexpected end of data\); mend its quotes"),

@@ -124,9 +124,11 @@ def test_the_local_twin(source: Path) -> None:
     assert RegressionEmbeddingsDataset(source, "train").extra_labels == {}
 
 
-@pytest.mark.parametrize("name", ["cps", "embedding", "index", "file_path", "a,b", "a b", "", "1st", "ä"])
+@pytest.mark.parametrize(
+    "name", ["cps", "embedding", "index", "file_path", "a,b", "a b", "", "1st", "ä", "embeddings", "File_Path"]
+)
 def test_a_name_that_is_none(source: Path, name: str) -> None:
-    with pytest.raises(SettingsError, match=r"labels holds .*; each must be a name of letters, digits and _, once, and none of"):
+    with pytest.raises(SettingsError, match=r"labels holds .*; each must be of letters, digits and _, once, and not like any of"):
         make_settings(source, labels=(name,))
     with pytest.raises(SettingsError, match="labels holds 'pitch'"):
         make_settings(source, labels=("pitch", "pitch"))

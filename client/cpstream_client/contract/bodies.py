@@ -121,6 +121,9 @@ class Sample(Body, frozen=True):
     file_path: str | None = Field(default=None, exclude_if=_is_none)
     cps: float | None = Field(default=None, exclude_if=_is_none, description="Characters per second.")
     embedding: tuple[float, ...] | None = Field(default=None, exclude_if=_is_none, description="D numbers.")
+    labels: dict[str, float | None] | None = Field(
+        default=None, exclude_if=_is_none, description="Further labels by name, null where the sample has none."
+    )
 
 
 class Rows(Body, frozen=True):

@@ -5,8 +5,9 @@ Everything that crosses the wire is named in these two and nowhere else; both pa
 
 import json
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from enum import Enum
 from hashlib import sha256
 from typing import Literal, get_args
@@ -28,14 +29,26 @@ LOCATION_HEADER = "Content-Location"
 """On every successful JSON reply: the path and query that it answers, so that a client sees that it was understood."""
 
 Dtype = Literal["float32", "float16"]
-Column = Literal["embedding", "cps", "index", "file_path"]
+Column = str
+"""One of COLUMNS, or the name of a further label that the split has."""
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
-COLUMNS: tuple[Column, ...] = get_args(Column)
+COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index", "file_path")
+"""That every split has."""
 DEFAULT_COLUMNS: tuple[Column, ...] = ("embedding", "cps", "index")
 
 CHECKSUM_BYTES = 8
 """Every record batch's body ends with 8 bytes that no Arrow buffer covers, and that other readers pass over: the CRC-32C, little
 endian, of all of the message before them, prefix and header included. Arrow itself has no checksum."""
+
+
+def columns_of(labels: Iterable[str]) -> tuple[Column, ...]:
+    """All columns of a split with these further labels, in the wire's order: file_path, whose length varies, is the last."""
+    return (*COLUMNS[:-1], *sorted(labels), COLUMNS[-1])
+
+
+def is_misspelt(name: str) -> bool:
+    """Whether a name is so like one of COLUMNS that it must be meant for it: no further label is called so."""
+    return name not in COLUMNS and bool(get_close_matches(name.lower(), COLUMNS, 1, 0.9))
 
 
 def content_digest(body: bytes) -> str:
@@ -56,7 +69,7 @@ class BatchQuery:
     """The parameters of GET /v1/splits/{split}/batches. Together with the fingerprint they fix every byte of the reply.
 
     `worker` of `num_workers` selects every num_workers-th batch of the rank's, as DataLoader workers share them. columns: which,
-    in whatever order; on the wire they come in the order of COLUMNS.
+    in whatever order; on the wire they come in the order of columns_of.
     """
 
     batch_size: int = 256
@@ -76,7 +89,16 @@ class BatchQuery:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "columns", tuple(name for name in COLUMNS if name in self.columns))
+        known = columns_of(set(self.columns).difference(COLUMNS)) if not set(self.columns).issubset(COLUMNS) else COLUMNS
+        object.__setattr__(self, "columns", tuple(name for name in known if name in self.columns))
+
+    def check_columns(self, labels: Iterable[str] = ()) -> None:
+        """Raises ValueError for a column that a split with these further labels does not have, and where none is asked for."""
+        held = columns_of(labels)
+        wrong = [name for name in self.columns if name not in held]
+        if wrong or not self.columns:
+            said = f"columns has {wrong[0]!r}" if wrong else "columns is empty"
+            raise ValueError(f"{said}; it must name some of {', '.join(held)}")
 
     def plan(self, n: int) -> Plan:
         """The plan over a split of n samples. Raises ValueError when a parameter is out of range."""
@@ -154,7 +176,7 @@ class ErrorCode(Enum):
 
 
 def batch_schema(dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: Mapping[str, str] | None = None) -> pa.Schema:
-    """Schema of a batch: nothing nullable; embedding is fixed_size_list<dtype>[dim]."""
+    """Schema of a batch: nothing nullable; embedding is fixed_size_list<dtype>[dim], a further label float32."""
     value_type = pa.float32() if dtype == "float32" else pa.float16()
     types = {
         "embedding": pa.list_(pa.field("item", value_type, nullable=False), dim),
@@ -162,7 +184,7 @@ def batch_schema(dim: int, dtype: Dtype, columns: tuple[Column, ...], metadata: 
         "index": pa.int64(),
         "file_path": pa.string(),
     }
-    return pa.schema([pa.field(name, types[name], nullable=False) for name in columns], metadata=metadata)
+    return pa.schema([pa.field(name, types.get(name, pa.float32()), nullable=False) for name in columns], metadata=metadata)
 
 
 def stream_metadata(split: str, fingerprint: str, query: BatchQuery, num_rows: int, num_batches: int) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from ..buffers import BufferPool, Bytes, allocate_aligned
 from ..client import Client, progress_bar
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
-from ..contract.wire import BatchQuery
+from ..contract.wire import COLUMNS, BatchQuery
 from ..errors import TransportError, UnavailableError
 from ..stream.course import Course, trim
 from ..stream.fetch import EpochFetcher
@@ -38,6 +39,7 @@ class Epochs:
         self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
         self._memory = Memory(BufferPool(IDLE_BUFFERS, allocate))
         self._file_paths: list[str] = []
+        self._labels: dict[str, Any] = {}
 
     def records(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
         """The samples of a query, in order, a few of its training batches in one. Closing it ends its thread and connections.
@@ -70,10 +72,13 @@ class Epochs:
     def _gathered(self, cache: SplitCache, query: BatchQuery) -> Iterator[Batch]:
         plan = query.plan(self._info.num_samples)
         order = plan.order()
+        names = [name for name in query.columns if name not in COLUMNS]
         for step in query.steps(plan.n):
             batch = cache.gather(plan.batch(order, step).copy())  # the loop may keep or change its index column
             if "file_path" in query.columns:
                 batch = replace(batch, file_paths=self._paths(batch.index))
+            if names:
+                batch = replace(batch, labels=self._labels_of(names, batch))
             yield batch
 
     def _fill(self, cache: SplitCache, missing: Indices) -> None:
@@ -91,6 +96,16 @@ class Epochs:
             self._client.check_unchanged(self._info)
         except (TransportError, UnavailableError):
             return
+
+    def _labels_of(self, names: Sequence[str], batch: Batch) -> dict[str, Any]:
+        """Further labels of a cached batch, on the device where its others are. Small enough to keep for the whole split."""
+        missing = tuple(name for name in names if name not in self._labels)
+        if missing:
+            parts = list(self._client.batches(self._info.split, BatchQuery(batch_size=65536, columns=missing), info=self._info))
+            self._labels |= {name: np.concatenate([part.labels[name] for part in parts]) for name in missing}
+        found = {name: self._labels[name][np.asarray(batch.index)] for name in names}
+        cps: Any = batch.cps
+        return found if isinstance(cps, np.ndarray) else {name: cps.new_tensor(found[name]) for name in names}
 
     def _paths(self, index: Indices | None) -> list[str]:
         if not self._file_paths:

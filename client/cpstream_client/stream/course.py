@@ -7,7 +7,7 @@ import numpy as np
 
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan
-from ..contract.wire import BatchQuery
+from ..contract.wire import COLUMNS, BatchQuery
 from .reader import Batch
 
 WIRE_BATCH_BYTES = 2 * 1024**2
@@ -26,6 +26,7 @@ class Course:
     """
 
     def __init__(self, query: BatchQuery, info: SplitInfo) -> None:
+        query.check_columns(info.labels)
         self.info = info
         n = info.num_samples
         row_bytes = _row_bytes(query, info.embedding_dim)
@@ -60,6 +61,7 @@ class Course:
             [] if "file_path" in columns else None,
             0,
             0,
+            {name: np.empty(0, np.float32) for name in columns if name not in COLUMNS},
         )
 
     def rows(self, first: int, count: int) -> list[int]:

@@ -1,7 +1,7 @@
 """From the messages of an Arrow stream to batches: arrays that live in the buffer into which the kernel copied them."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -22,7 +22,8 @@ from .messages import Layout, Memory, Messages
 class Batch:
     """Samples as arrays, each None where its column was not asked for. Writable, and valid for as long as they are referred to.
 
-    embeddings (B, D) float32 or float16; cps (B,) float32; index (B,) int64; file_paths: B strings.
+    embeddings (B, D) float32 or float16; cps (B,) float32; index (B,) int64; file_paths: B strings. labels: further ones that were
+    asked for, by name, each (B,) float32, NaN where the sample has none.
     """
 
     embeddings: npt.NDArray[np.float32] | npt.NDArray[np.float16] | None
@@ -31,6 +32,7 @@ class Batch:
     file_paths: list[str] | None
     num_rows: int
     nbytes: int
+    labels: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def slice(self, low: int, high: int) -> "Batch":
         """Rows low to high, as views."""
@@ -41,6 +43,7 @@ class Batch:
             None if self.file_paths is None else self.file_paths[low:high],
             len(range(*slice(low, high).indices(self.num_rows))),
             self.nbytes,
+            {name: values[low:high] for name, values in self.labels.items()},
         )
 
 
@@ -99,17 +102,18 @@ def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) 
         column.name: np.ndarray(column.shape, column.dtype, body.data, column.begin) for column in layout.columns
     }
     file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
-    return Batch(found.get("embedding"), found.get("cps"), found.get("index"), file_paths, layout.num_rows, body.nbytes)
+    fixed = found.pop("embedding", None), found.pop("cps", None), found.pop("index", None)
+    return Batch(*fixed, file_paths, layout.num_rows, body.nbytes, found)
 
 
 def to_arrow(batch: Batch, schema: pa.Schema) -> pa.RecordBatch:
     """The batch with the columns of the schema."""
     arrays = []
-    for field in schema:
-        if field.name == "embedding":
-            values = pa.array(batch.embeddings.reshape(-1), field.type.value_type)  # type: ignore[union-attr]
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=field.type))
+    for column in schema:
+        if column.name == "embedding":
+            values = pa.array(batch.embeddings.reshape(-1), column.type.value_type)  # type: ignore[union-attr]
+            arrays.append(pa.FixedSizeListArray.from_arrays(values, type=column.type))
         else:
-            value = {"cps": batch.cps, "index": batch.index, "file_path": batch.file_paths}[field.name]
-            arrays.append(pa.array(value, field.type))
+            value = {"cps": batch.cps, "index": batch.index, "file_path": batch.file_paths, **batch.labels}[column.name]
+            arrays.append(pa.array(value, column.type))
     return pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -15,7 +15,7 @@ from ..buffers import allocate_aligned
 from ..client import Client
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan, Remainder, Shuffle
-from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype
+from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, is_misspelt
 from ..epochs.epochs import Epochs
 from ..epochs.position import Identity, Position, Run, check_equal
 from ..errors import CpstreamError, StateMismatch
@@ -80,8 +80,8 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         )
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if not columns or not set(columns) <= set(COLUMNS):
-            raise ValueError(f"columns is {columns!r}; it must name some of {', '.join(COLUMNS)}")
+        if not columns or any(map(is_misspelt, columns)):
+            raise ValueError(f"columns is {columns!r}; it must name some of {', '.join(COLUMNS)}, or further labels of the split")
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size belong together; give both or neither")
         self._ranks = None if rank is None or world_size is None else (rank, world_size)
@@ -236,6 +236,8 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     def _cut(self, record: Batch) -> Iterator[tuple[Any, ...]]:
         """The training batches of a record batch. Made together: each is a few microseconds of Python, and they add up."""
         values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
+        if record.labels:
+            values |= record.labels
         size = self._query.batch_size
         parts = []
         for name in self.columns:

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from cpstream_client.contract.bodies import Sample
 from cpstream_client.contract.plan import Indices
-from cpstream_client.contract.wire import DIGEST_HEADER, JSON, LOCATION_HEADER, Column, Dtype, content_digest
+from cpstream_client.contract.wire import COLUMNS, DIGEST_HEADER, JSON, LOCATION_HEADER, Column, Dtype, content_digest
 
 from ..batches.gather import paths_at
 from ..errors import InvalidParameter, PayloadTooLarge
@@ -21,6 +21,7 @@ from .negotiation import target_of
 
 def samples_of(split: Split, indices: Indices, columns: Sequence[Column], dtype: Dtype = "float32") -> tuple[Sample, ...]:
     """The samples at `indices` (B,) int64, in that order, with these columns. Raises InvalidParameter where float16 overflows."""
+    split.check_columns(columns)
     values: dict[str, list[object]] = {}
     if "index" in columns:
         values["index"] = indices.tolist()
@@ -28,12 +29,18 @@ def samples_of(split: Split, indices: Indices, columns: Sequence[Column], dtype:
         values["file_path"] = paths_at(split.file_paths, indices).to_pylist()
     if "cps" in columns:
         values["cps"] = split.cps[indices].tolist()
+    further = [name for name in columns if name not in COLUMNS]
     if "embedding" in columns:
         with np.errstate(over="ignore"):
             embeddings = split.embeddings[indices].astype(dtype)  # (B, D)
         if not np.isfinite(embeddings).all():
             raise InvalidParameter("dtype float16 cannot hold these embeddings: some exceed 65504; ask for float32")
         values["embedding"] = embeddings.tolist()
+    if further:
+        found = zip(*(split.labels[name][indices].tolist() for name in further), strict=True)
+        values["labels"] = [
+            {name: value if value == value else None for name, value in zip(further, row, strict=True)} for row in found
+        ]
     return tuple(Sample.model_validate(dict(zip(values, row, strict=True))) for row in zip(*values.values(), strict=True))
 
 

@@ -78,7 +78,7 @@ def _names(columns: str) -> list[str]:
 
 def _check_columns(columns: str) -> str:
     for name in _names(columns):
-        if name not in COLUMNS:
+        if name not in COLUMNS and not name.isidentifier():  # whether it is a label, the split knows
             raise PydanticCustomError(
                 "no_column", "{name} is no column; columns: {columns}", {"name": shown(name), "columns": ", ".join(COLUMNS)}
             )
@@ -95,7 +95,8 @@ class SampleParameters(PinnedParameters):
         str,
         AfterValidator(_check_columns),
         Field(
-            description="Columns sent, comma-separated: any of `embedding`, `cps`, `index`, `file_path`; they come in this order.",
+            description="Columns sent, comma-separated: any of `embedding`, `cps`, `index`, the split's further `labels`, "
+            "`file_path`; they come in this order.",
             examples=["embedding,cps,index,file_path"],
         ),
     ] = ",".join(DEFAULT_COLUMNS)
@@ -103,8 +104,7 @@ class SampleParameters(PinnedParameters):
     @cached_property
     def parsed_columns(self) -> tuple[Column, ...]:
         """In the wire's order."""
-        names = _names(self.columns)
-        return tuple(column for column in COLUMNS if column in names)
+        return BatchQuery(columns=tuple(_names(self.columns))).columns
 
 
 class EpochParameters(PinnedParameters):

@@ -5,7 +5,7 @@ writes one together with a body, as large as the batch will be; so it is asked o
 replaced. A frame is that header, the body, and a checksum in the last 8 bytes of the body, where no buffer lies and every Arrow
 reader passes over it (a batch without a body has none):
 
-    prefix and header | embedding rows | cps | index | file_path | CRC-32C of all before, 8 bytes little endian
+    prefix and header | embedding rows | cps | index | further labels | file_path | CRC-32C of all before, 8 bytes little endian
 """
 
 import struct
@@ -107,7 +107,7 @@ class _Template:
                 yield "file_path", (num_rows + 1) * 4
                 yield "file_path.data", 0
             else:
-                yield column, num_rows * (4 if column == "cps" else 8)
+                yield column, num_rows * (8 if column == "index" else 4)  # cps, and further labels
 
 
 _frame = lru_cache(maxsize=1024)(_Template.frame)

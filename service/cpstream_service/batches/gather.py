@@ -5,7 +5,7 @@ place behind a ready-made Arrow header, and once by the checksum, while it is st
 into the socket is the third and last.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 
@@ -32,7 +32,7 @@ Floats = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Columns:
-    """What a split's batches are gathered from. embeddings (N, D), cps (N,) float32, file_paths of length N.
+    """What a split's batches are gathered from. embeddings (N, D), cps (N,) float32, file_paths of length N, labels by name as cps.
 
     embedding_bytes: of one sample on the wire; 0 where the column is not asked for.
     """
@@ -41,6 +41,8 @@ class Columns:
     cps: npt.NDArray[np.float32]
     file_paths: pa.StringArray
     names: tuple[Column, ...]
+    labels: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    floats: tuple[tuple[str, npt.NDArray[np.float32]], ...] = field(init=False)  # the columns of float32 that are asked for
     dim: int = field(init=False)
     dtype: Dtype = field(init=False)
     embedding_bytes: int = field(init=False)
@@ -50,6 +52,8 @@ class Columns:
         # Plain arrays: each slice of a np.memmap runs a page of Python.
         fixed("embeddings", np.asarray(self.embeddings))
         fixed("cps", np.asarray(self.cps))
+        floats = {"cps": self.cps, **self.labels}
+        fixed("floats", tuple((name, np.asarray(floats[name])) for name in self.names if name in floats))
         fixed("dim", int(self.embeddings.shape[1]))
         fixed("dtype", "float16" if self.embeddings.dtype == np.float16 else "float32")
         fixed("embedding_bytes", self.dim * self.embeddings.itemsize if "embedding" in self.names else 0)
@@ -131,8 +135,8 @@ class ChunkWriter:
         origin = position - len(indices) * columns.embedding_bytes - len(frame.header)
         end = origin + frame.nbytes
         out[position:end] = bytes(end - position)  # padding must not carry what the buffer held before
-        if "cps" in columns.names and len(indices):
-            columns.cps.take(indices, 0, np.ndarray(len(indices), np.float32, out, origin + frame.offsets["cps"]), "clip")
+        for name, floats in columns.floats if len(indices) else ():
+            floats.take(indices, 0, np.ndarray(len(indices), np.float32, out, origin + frame.offsets[name]), "clip")
         if "index" in columns.names and len(indices):
             np.ndarray(len(indices), np.int64, out, origin + frame.offsets["index"])[:] = indices
         if "file_path" in columns.names and len(indices):

@@ -113,10 +113,11 @@ class BatchServer:
         return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows, in_loop)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
+        split.check_columns(names)
         embeddings: Floats = split.embeddings
         if dtype == "float16":
             embeddings = await self._half_precision(split)
-        return Columns(embeddings, split.cps, split.file_paths, names)
+        return Columns(embeddings, split.cps, split.file_paths, names, split.labels)
 
     async def _half_precision(self, split: Split) -> Floats:
         made = self._half.get(split.name)

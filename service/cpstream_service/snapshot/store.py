@@ -32,8 +32,10 @@ from blake3 import blake3
 from tqdm import tqdm
 
 from cpstream_client.contract.bodies import AlignmentReport, CpsStats, SplitInfo
+from cpstream_client.contract.wire import COLUMNS, columns_of
 
 from ..align.align import AlignedSplit
+from ..errors import InvalidParameter, shown
 from ..sources.rows import rows_per_chunk
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
 
@@ -68,6 +70,15 @@ class Split:
     info: SplitInfo
     report: AlignmentReport
     labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def check_columns(self, columns: Sequence[str]) -> None:
+        """Raises InvalidParameter for a column that the split does not have."""
+        wrong = [name for name in columns if name not in COLUMNS and name not in self.labels]
+        if wrong:
+            given = shown(",".join(columns))
+            raise InvalidParameter(
+                f"columns is {given}: {shown(wrong[0])} is no column; columns: {', '.join(columns_of(self.labels))}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

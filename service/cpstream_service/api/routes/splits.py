@@ -74,7 +74,7 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
         raise InvalidParameter(f"length is {length}; it must be from 1 to {most} (max_json_rows)")
     if parameters.offset > total:
         raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to the split's {total} samples")
-    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps")
+    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps", *served.labels)
     if parameters.embedding:
         columns += ("embedding",)
     indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)

@@ -100,7 +100,7 @@ def test_the_table_of_another_split_serves_nothing(source: Path) -> None:
     """The usage of the README, with another split and the table left as it was."""
     rows = {name: make_rows(50, folder=f"audio/{name}") for name in ("train", "dev")}
     write_dataset(source, rows)
-    with pytest.raises(AlignmentError, match="split 'dev' aligns nothing: none of its 50 embeddings"):
+    with pytest.raises(AlignmentError, match=r"split 'dev' aligns nothing: .* all rows of the table are of other splits: set "):
         RegressionEmbeddingsDataset(source, "dev", "npy", source / "train_cps.csv")
 
 

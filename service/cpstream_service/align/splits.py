@@ -141,7 +141,7 @@ def refuse(settings: DataSettings, reports: Sequence[AlignmentReport]) -> None:
         if not report.num_aligned:
             raise AlignmentError(
                 f"split {report.split!r} aligns nothing: none of its {report.num_embeddings} embeddings finds a value among the "
-                f"{report.num_cps} rows of {_rates_place(settings, report.split)}: {_reasons(report)}; {_remedy(report)}",
+                f"{report.num_cps} rows of {_rates_place(settings, report.split)}: {_reasons(report)}; {_remedy(settings, report)}",
                 reports,
             )
     lost = [report for report in reports if num_lost(report)]
@@ -172,8 +172,10 @@ _MOST_ROOTS = 8
 """More are no roots, but folders that were cut from the paths of one side."""
 
 
-def _remedy(report: AlignmentReport) -> str:
+def _remedy(settings: DataSettings, report: AlignmentReport) -> str:
     """What to do where nothing aligns, most likely first."""
+    if report.num_embeddings and not report.num_cps and settings.cps_from == "table":
+        return "all rows of the table are of other splits: set --cps-csv to the table of this one"
     count = sum(root.count for root in report.roots)
     if len(report.roots) > _MOST_ROOTS:
         root = report.roots[0]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 class Reason(Enum):
     """A reason to drop a row. Which side the row is of (embedding or cps) is said by `Dropped.side`."""
 
-    NO_CPS = ("no-cps", "The embedding has no CPS row with a valid value.")
-    NO_EMBEDDING = ("no-embedding", "The CPS row has no usable embedding.")
+    NO_CPS = ("no-cps", "The embedding has no CPS row.")
+    NO_EMBEDDING = ("no-embedding", "The CPS row has no embedding.")
     AMBIGUOUS_PATH = ("ambiguous-path", "The path is another's only by its end, and not for certain: see --map-root.")
     PARTNER_DROPPED = ("partner-dropped", "The row that belongs to it was dropped; it is counted there.")
     CONFLICTING_DUPLICATE = ("conflicting-duplicate", "Rows of the same path hold different values; none of them is used.")

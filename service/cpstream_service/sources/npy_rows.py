@@ -69,7 +69,8 @@ def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool
                 vectors.append(_numbers(vector))
                 file_paths.append(file_path)
                 where.append(i)
-                values.append([row.get(column) for column in columns])
+                if columns:  # else 40,000 empty lists among the numbers would keep their memory from being given back
+                    values.append([row.get(column) for column in columns])
                 continue
             except ValueError as error:
                 detail = str(error)

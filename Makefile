@@ -9,6 +9,7 @@ JOBS ?= 2
 # --no-compile: Python compiles what it imports when it first does; all of it at once would double the time of an installation.
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q install --no-compile
 BENCH_PIP := $(PIP:$(VENV)/%=$(VENV)/bench/%)
+FRAMEWORKS_PIP := $(PIP:$(VENV)/%=$(VENV)/frameworks/%)
 # For every Python and platform, with hashes; without torch, whose builds differ by machine.
 LOCK := $(BIN)/uv pip compile -q pyproject.toml --universal --python-version 3.11 --generate-hashes --no-annotate --no-header \
 	--override requirements/without-torch.txt
@@ -22,10 +23,10 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest lint format bench lock dist image
+.PHONY: help serve test test-lowest test-frameworks lint format bench lock dist image
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) JOBS=$(JOBS) ARGS="more options of the command" PYTHON=python3'
 
 serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
@@ -36,6 +37,9 @@ test: $(VENV)/.dev ## Run all tests, with coverage (ARGS, JOBS)
 
 test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versions that pyproject.toml allows (ARGS)
 	INSTALLED_PYTHON=$(abspath $(VENV)/lowest/bin/python) $(BIN)/python -m pytest tests/installed $(ARGS)
+
+test-frameworks: $(VENV)/frameworks/.done ## Run docs/frameworks.md in each framework, in one process and in two (ARGS)
+	$(VENV)/frameworks/bin/python -m pytest tests/frameworks -m '' --timeout 600 $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, style and types
 	$(BIN)/ruff format --check .
@@ -99,4 +103,17 @@ $(VENV)/bench/.done: pyproject.toml constraints.txt | $(BIN)/python
 	$(BENCH_PIP) -c constraints.txt torch
 	$(BENCH_PIP) -c constraints.txt -e '.[bench]' || \
 		$(BENCH_PIP) -c constraints.txt -e '.[service,examples]'
+	@touch $@
+
+# fastai, ray and transformers are heavy; where one does not install, its tests are skipped. torchvision, which fastai brings, is built for
+# another torch than the CPU one here, and what tries to import it fails: it goes again.
+$(VENV)/frameworks/.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/frameworks
+	$(FRAMEWORKS_PIP) -c constraints.txt torch
+	$(FRAMEWORKS_PIP) -c constraints.txt -e '.[frameworks]' || { \
+		$(FRAMEWORKS_PIP) -c constraints.txt -e '.[dev]'; \
+		for package in fastai 'ray[train]' transformers; do \
+			$(FRAMEWORKS_PIP) -c constraints.txt "$$package" || echo "$$package does not install here: its tests are skipped"; \
+		done; }
+	$(VENV)/frameworks/bin/python -m pip -q uninstall -y torchvision
 	@touch $@

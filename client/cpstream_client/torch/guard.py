@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from torch.utils.data import default_collate
+from torch.utils.data import IterableDataset, default_collate
 
 from ..errors import CpstreamError
 
@@ -33,7 +33,8 @@ def refuse_collation(dataset: object, who: object) -> None:
 
 def refuse_sharding(dataset: object, who: object) -> None:
     """An IterableDatasetShard, of Accelerate or transformers, would keep every num_processes-th batch of a rank's share."""
-    if getattr(who, "dataset", None) is dataset and getattr(who, "num_processes", 1) > 1:
+    # A dataset only: a trainer of the user's own may hold one and know how many processes there are.
+    if isinstance(who, IterableDataset) and getattr(who, "dataset", None) is dataset and getattr(who, "num_processes", 1) > 1:
         raise CpstreamError(
             f"{type(who).__name__} would take a share of this rank's share, and samples would be lost: do not prepare() a plain "
             f"DataLoader, {REMEDY}"
@@ -63,8 +64,8 @@ def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, star
     if not announced:
         raise CpstreamError(
             f"skip_first_batches would skip {active.skip_batches} batches of an epoch that nobody chose: call set_epoch(epoch) "
-            "before, or load_state_dict(state) instead (Hugging Face Trainer: TrainingArguments(ignore_data_skip=True), and "
-            "load the loader's state)"
+            "before (Hugging Face Trainer: in on_epoch_begin of a TrainerCallback, see docs/frameworks.md), or "
+            "load_state_dict(state) and skip nothing (TrainingArguments(ignore_data_skip=True))"
         )
 
 

@@ -62,14 +62,14 @@ def test_dropped_rows_and_leaks(source: Path, monkeypatch: pytest.MonkeyPatch, c
     assert ["train", "7", "8", "6", "6", "0", "3"] in cells
     assert examples_of(out) == {
         "train: 1 embedding, partner-dropped: The row that belongs to it was dropped; it is counted there.": ["[dev]/0000.wav"],
-        "train: 1 CPS row, no-embedding: The CPS row has no usable embedding.": ["nowhere.wav"],
+        "train: 1 CPS row, no-embedding: The CPS row has no embedding.": ["nowhere.wav"],
         "train: 1 CPS row, invalid-cps: The CPS is not a finite positive number.": ["[dev]/0000.wav (line 8): ''"],
     }
     assert err == ""
 
     assert run_check(monkeypatch, "--source-path", source, "--strict") == 1
     out, err = capsys.readouterr()
-    assert examples_of(out)["train: 1 CPS row, no-embedding: The CPS row has no usable embedding."] == ["nowhere.wav"]
+    assert examples_of(out)["train: 1 CPS row, no-embedding: The CPS row has no embedding."] == ["nowhere.wav"]
     assert re.fullmatch(r"cpstream: --strict, and alignment dropped 2 rows: split 'train': .*\n", err)
 
     write_cps(source / "train_cps.csv", table)

@@ -10,6 +10,7 @@ from .errors import (
     CorruptedError,
     CpstreamError,
     DatasetChanged,
+    ForeignReplyError,
     InvalidRequestError,
     NotFoundError,
     ServiceError,
@@ -18,6 +19,7 @@ from .errors import (
     UnauthorizedError,
     UnavailableError,
     UnmatchedError,
+    UnreachableError,
 )
 from .stream.reader import Batch
 from .transport.retry import Retry
@@ -32,6 +34,7 @@ __all__ = [
     "CpstreamError",
     "DatasetChanged",
     "Dropped",
+    "ForeignReplyError",
     "InvalidRequestError",
     "NotFoundError",
     "Plan",
@@ -47,6 +50,7 @@ __all__ = [
     "UnauthorizedError",
     "UnavailableError",
     "UnmatchedError",
+    "UnreachableError",
     "__version__",
 ]
 

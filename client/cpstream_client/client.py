@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,20 @@ from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
 from .stream.reader import Batch, Expected, read_batches, to_arrow
 from .transport.endpoints import Endpoint
-from .transport.options import Auth, Cert, Headers, Hooks, HttpOptions, MakeHttp, Proxy, Timeout, Verify, given_token, timeouts
+from .transport.options import (
+    Auth,
+    Cert,
+    ClientOptions,
+    Headers,
+    Hooks,
+    HttpOptions,
+    MakeHttp,
+    Proxy,
+    Timeout,
+    Verify,
+    given_token,
+    timeouts,
+)
 from .transport.retry import Patience, Retry
 from .transport.service import Service
 
@@ -90,18 +103,14 @@ class Client:
             connect_timeout_s=connect_s,
         )
         self.service = Service.at(url, options, retry)
-        self._met = False
-        self._open()
-
-    def _open(self) -> None:
         self._memory = Memory(BufferPool(max_idle=8))
 
-    def __getstate__(self) -> tuple[Service, bool]:
-        return self.service, self._met
+    def __getstate__(self) -> Service:
+        return self.service
 
-    def __setstate__(self, state: tuple[Service, bool]) -> None:
-        self.service, self._met = state
-        self._open()
+    def __setstate__(self, service: Service) -> None:
+        self.service = service
+        self._memory = Memory(BufferPool(max_idle=8))
 
     def __repr__(self) -> str:
         return f"Client({', '.join(endpoint.url for endpoint in self.service.endpoints)})"
@@ -154,17 +163,25 @@ class Client:
 
     # Samples
 
-    def batches(self, split: str, query: BatchQuery | None = None, *, info: SplitInfo | None = None) -> Iterator[Batch]:
-        """The batches of a query, in order, verified, resumed after faults. info: the split as known, to pin its data."""
+    def batches(
+        self, split: str, query: BatchQuery | None = None, *, info: SplitInfo | None = None, **parameters: Any
+    ) -> Iterator[Batch]:
+        """The batches of a query, in order, verified, resumed after faults.
+
+        parameters: fields of the query, such as batch_size=256, instead of it or to change it. info: the split as known, to pin its
+        data. Raises ValueError for a parameter that is out of range, and for a column that the split does not have.
+        """
+        query = replace(query or BatchQuery(), **parameters)
         info = info or self.split(split)
-        course = Course(query or BatchQuery(), info)
+        course = Course(query, info)
         fetcher = EpochFetcher(self.service, course, self._memory, turn=os.getpid())
         return cut(trim(fetcher, course), course.batch_size)
 
-    def record_batches(self, split: str, query: BatchQuery | None = None) -> Iterator[pa.RecordBatch]:
+    def record_batches(self, split: str, query: BatchQuery | None = None, **parameters: Any) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches with the columns of the query."""
-        query = query or BatchQuery()
+        query = replace(query or BatchQuery(), **parameters)
         info = self.split(split)
+        query.check_columns(info.labels)
         schema = batch_schema(info.embedding_dim, query.dtype, query.columns)
         for batch in self.batches(split, query, info=info):
             yield to_arrow(batch, schema)
@@ -272,7 +289,7 @@ class Client:
 
     def _retried(self, ask: Callable[[Endpoint], T], retry: Retry) -> T:
         replicas = self.service.replicas
-        patience = Patience(retry, len(replicas), is_contact=not self._met)
+        patience = Patience(retry, len(replicas), is_contact=not replicas.met)
         while True:
             endpoint = replicas.choose(os.getpid())  # so that the processes of a machine spread over the endpoints
             try:
@@ -282,8 +299,16 @@ class Client:
                 time.sleep(patience.wait_s(error, endpoint.url))
             else:
                 replicas.worked(endpoint)
-                self._met = True
                 return result
+
+
+def client_of(source: str | Sequence[str] | Client, options: ClientOptions) -> Client:
+    """The client that a dataset's `source` names. Raises TypeError for options beside a Client, which has its own."""
+    if not isinstance(source, Client):
+        return Client(source, **options)
+    if options:
+        raise TypeError(f"{', '.join(options)} given beside a Client; give it to the Client, or give the url in the Client's place")
+    return source
 
 
 DELAY_S = 2.0

@@ -140,7 +140,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
 
 def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> ServiceError:
     """The exception of a problem, chosen by its code; by its status where a newer service or a gateway has codes of its own."""
-    by_status = UnavailableError if problem.status >= 500 or problem.status == 429 else ServiceError
+    by_status = UnavailableError if problem.status >= 500 or problem.status in (408, 425, 429) else ServiceError
     kind = _BY_CODE.get(problem.code, by_status)
     origin = f"{problem.status} {problem.code}; {url}; request {problem.request_id or 'unknown'}"
     if kind is DatasetChanged:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from typing import Any
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -107,6 +109,29 @@ def test_the_audit_of_any_query(server: Server) -> None:
         batch = list(client.batches("train", query))[2]
     assert batch.index is not None
     assert [sample.index for sample in audit.ranks[1].samples] == batch.index.tolist()
+
+
+def test_batches_without_a_query_object(server: Server) -> None:
+    with Client(server.url) as client:
+        query = BatchQuery(batch_size=700, columns=("index",))
+        for got in (client.batches("train", batch_size=700, columns=("index",)), client.batches("train", query)):
+            assert [batch.num_rows for batch in got] == [700, 700, 400]
+        assert [batch.num_rows for batch in client.record_batches("train", query, batch_size=1000)] == [1000, 800]
+        with pytest.raises(TypeError, match="bach_size"):
+            client.batches("train", bach_size=7)
+
+
+@pytest.mark.parametrize("columns", [("embedding", "cpss"), ()])
+def test_a_column_that_there_is_not_is_refused(server: Server, columns: tuple[str, ...]) -> None:
+    said = "columns (has 'cpss'|is empty); it must name some of embedding, cps, index, file_path"
+    query = BatchQuery(columns=columns)  # type: ignore[arg-type]
+    with Client(server.url) as client:
+        for ask in (lambda: client.batches("train", query), lambda: list(client.record_batches("train", query))):
+            with pytest.raises(ValueError, match=said):
+                ask()
+        if columns:
+            with pytest.raises(ValueError, match=said):
+                client.take("train", [1], columns=columns)  # type: ignore[arg-type]
 
 
 def test_take(server: Server) -> None:
@@ -442,6 +467,19 @@ def test_leaving_a_loop_wakes_a_thread_that_waits(server: Server, headers: list[
         _leave_while_waiting(url, server, asked)
 
 
+def test_leaving_a_loop_over_another_transport_waits_no_longer_than_its_timeout(server: Server) -> None:
+    asked = threading.Event()
+
+    async def stalls(scope, receive, send) -> None:  # type: ignore[no-untyped-def]
+        if scope["type"] == "http":
+            asked.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    with serving(stalls) as url:
+        _leave_while_waiting(url, server, asked, http=lambda: httpx.Client(timeout=0.5, trust_env=False))
+
+
 def test_leaving_a_loop_wakes_a_thread_between_two_tries(server: Server) -> None:
     asked = threading.Event()
 
@@ -457,9 +495,9 @@ def test_leaving_a_loop_wakes_a_thread_between_two_tries(server: Server) -> None
         _leave_while_waiting(url, server, asked)
 
 
-def _leave_while_waiting(url: str, server: Server, asked: threading.Event) -> None:
+def _leave_while_waiting(url: str, server: Server, asked: threading.Event, **options: Any) -> None:
     course = Course(BatchQuery(), server.snapshot.splits["train"].info)
-    with Client(url) as client:
+    with Client(url, **options) as client:
         fetcher = fetch.EpochFetcher(client.service, course, client._memory)
         loop = prefetch(fetcher, 10, fetcher.abort)
         with ThreadPoolExecutor(1) as consumer:

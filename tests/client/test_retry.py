@@ -2,6 +2,7 @@
 
 import pickle
 import re
+from contextlib import nullcontext
 
 import pytest
 from torch._utils import ExceptionWrapper
@@ -17,6 +18,7 @@ from cpstream_client import (
     TransportError,
     UnauthorizedError,
     UnavailableError,
+    UnreachableError,
 )
 from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import ErrorCode
@@ -134,6 +136,15 @@ def test_a_service_that_never_answered_gets_less_patience() -> None:
         contact.wait_s(TransportError("refused"))
 
 
+def test_a_host_that_resolved_once_is_waited_for() -> None:
+    """A name that is gone from DNS while a service is replaced is no mistyped one."""
+    for is_contact in (False, True):
+        patience = Patience(Retry(first_delay_s=0), is_contact=is_contact)
+        patience.wait_s(UnreachableError("does not resolve"))
+        with nullcontext() if not is_contact else pytest.raises(UnreachableError):
+            patience.wait_s(UnreachableError("does not resolve"))
+
+
 def test_waits_come_only_when_every_endpoint_has_failed() -> None:
     patience = Patience(Retry(first_delay_s=8, max_delay_s=8), num_endpoints=3)
     waits = [patience.wait_s(TransportError(name), name) for name in ("a", "b", "c", "a", "b", "c")]
@@ -200,7 +211,7 @@ def test_a_malformed_url_is_refused(url: str) -> None:
 
 
 def test_a_password_in_a_url_is_refused_without_showing_it() -> None:
-    with pytest.raises(ValueError, match="token=") as caught:
+    with pytest.raises(ValueError, match=r"auth=.*token=.*a url like http://data:8000$") as caught:
         Endpoint.parse("https://me:hunter2@data:8000")
     assert "hunter2" not in str(caught.value)
 
@@ -250,4 +261,8 @@ def test_what_replicas_remember_stays_in_the_process() -> None:
     endpoints = tuple(Endpoint.parse(f"http://data{i}:8000") for i in range(2))
     replicas = Replicas(endpoints)
     replicas.failed(endpoints[0])
-    assert pickle.loads(pickle.dumps(replicas)).choose(0) == endpoints[0]
+    copy = pickle.loads(pickle.dumps(replicas))
+    assert copy.choose(0) == endpoints[0]
+    assert not copy.met
+    replicas.worked(endpoints[1])
+    assert pickle.loads(pickle.dumps(replicas)).met

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cpstream_client import Client, InvalidRequestError, NotFoundError
 from cpstream_client.contract.plan import epoch_order
-from cpstream_client.torch import StreamingEmbeddingsDataset, loader
+from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 
 pytestmark = FORKING
 NOBODY = "http://127.0.0.1:9"
@@ -175,7 +175,7 @@ def test_a_pickled_copy_delivers_the_same(server: Server) -> None:
     ("wrong", "message"),
     [
         ({"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
-        ({"shuffle": "yes"}, "shuffle is 'yes'; it must be one of none, uniform, blocks"),
+        ({"shuffle": "yes"}, "shuffle is 'yes'; it must be True, False or 'blocks'"),
         ({"remainder": "keep"}, "remainder is 'keep'; it must be one of pad, drop, exact"),
         ({"dtype": "float64"}, "dtype is 'float64'; it must be one of float32, float16"),
         ({"columns": ("embeddings",)}, r"columns is \('embeddings',\); it must name some of embedding, cps, index, file_path"),
@@ -188,6 +188,12 @@ def test_a_pickled_copy_delivers_the_same(server: Server) -> None:
 def test_a_wrong_parameter_is_heard_of_at_once(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StreamingEmbeddingsDataset(NOBODY, "train", **wrong)
+
+
+@pytest.mark.parametrize("make", [StreamingEmbeddingsDataset, RemoteEmbeddingsDataset])
+def test_what_is_no_cache_is_heard_of_at_once(make: Any) -> None:
+    with pytest.raises(TypeError, match="cache is True; it must be 'memory', 'device', the path of a directory, or None"):
+        make(NOBODY, "train", cache=True)
 
 
 def test_a_wrong_epoch_is_heard_of_at_once() -> None:

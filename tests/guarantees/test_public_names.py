@@ -16,9 +16,10 @@ from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 CLIENT = """
-    AlignmentReport Batch BatchQuery Client CorruptedError CpsStats CpstreamError DatasetChanged Dropped InvalidRequestError
+    AlignmentReport Batch BatchQuery Client CorruptedError CpsStats CpstreamError DatasetChanged Dropped ForeignReplyError
+    InvalidRequestError
     NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo StateMismatch TransportError
-    UnauthorizedError UnavailableError UnmatchedError __version__
+    UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"

@@ -34,8 +34,14 @@ class Position:
     """
 
     def __init__(self, epoch: int = 0, start: int = 0, fingerprint: str = "", announced: bool = False) -> None:
-        self._shared = RawValue(_Shared, epoch, start, False, announced, 0, fingerprint.encode())
+        self._shared = _new_memory(epoch, start, fingerprint, announced)
         self._owner = os.getpid()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """On its way to a child process it shares the memory; any other copy has memory of its own, and goes its own way."""
+        if get_spawning_popen() is not None:
+            return _sharing, (self._shared, self._owner)
+        return Position, (self.epoch, self.start, self.fingerprint, self.announced)
 
     def set(self, epoch: int, start: int) -> None:
         """For the process of the loop; a worker only reads."""
@@ -50,7 +56,7 @@ class Position:
     def _own(self) -> None:
         # Memory that workers have read since the last `set` is that of this process's own workers: it must go on.
         if self._owner != os.getpid() and not self.read_by_workers:
-            self.__init__(self.epoch, self.start, self.fingerprint, self.announced)  # type: ignore[misc]
+            self._shared = _new_memory(self.epoch, self.start, self.fingerprint, self.announced)
         self._owner = os.getpid()
 
     @property
@@ -107,16 +113,15 @@ class Position:
             )
             raise error_of(problem, "no-request")
 
-    def __getstate__(self) -> dict[str, Any]:
-        if get_spawning_popen() is not None:  # on its way to a child process, which shall share the memory
-            return {"_shared": self._shared, "_owner": self._owner}
-        return {"epoch": self.epoch, "start": self.start, "fingerprint": self.fingerprint, "announced": self.announced}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_shared" in state:
-            self.__dict__.update(state)
-        else:
-            self.__init__(**state)  # type: ignore[misc]
+def _new_memory(epoch: int, start: int, fingerprint: str, announced: bool) -> Any:
+    return RawValue(_Shared, epoch, start, False, announced, 0, fingerprint.encode())
+
+
+def _sharing(memory: Any, owner: int) -> Position:
+    position = Position()
+    position._shared, position._owner = memory, owner
+    return position
 
 
 @dataclass(slots=True)

@@ -100,9 +100,14 @@ def trim(records: Iterable[Batch], course: Course) -> Iterator[Batch]:
         yield course.empty_batch()
 
 
+def parts(num_rows: int, batch_size: int) -> list[slice]:
+    """Where the training batches of a record batch lie in it; those without rows are one empty batch."""
+    return [slice(low, low + batch_size) for low in range(0, num_rows, batch_size) or (0,)]
+
+
 def cut(records: Iterable[Batch], batch_size: int) -> Iterator[Batch]:
     """Training batches as views of trimmed record batches."""
     for record in records:
-        for low in range(0, record.num_rows, batch_size) or (0,):
-            yield record.slice(low, low + batch_size)
+        for part in parts(record.num_rows, batch_size):
+            yield record.slice(part.start, part.stop)
         del record

@@ -68,7 +68,8 @@ class EpochFetcher:
 
     def __iter__(self) -> Iterator[Batch]:
         """Raises TransportError or UnavailableError when patience ends, other ServiceErrors at once."""
-        patience = Patience(self._service.retry, len(self._service.endpoints))
+        replicas = self._service.replicas
+        patience = Patience(self._service.retry, len(replicas), is_contact=not replicas.met)
         done = 0
         try:
             while done < len(self._course) and not self._aborted.is_set():
@@ -82,7 +83,7 @@ class EpochFetcher:
                     self._abandon()
                     if self._aborted.is_set():
                         return
-                    self._service.replicas.failed(self._endpoint)
+                    replicas.failed(self._endpoint)
                     self._aborted.wait(patience.wait_s(error, self._endpoint.url))
         finally:
             wait([request.reply for request in self._abandon()], _JOIN_TIMEOUT_S)

@@ -108,6 +108,12 @@ class DeviceCache:
         return Batch(embeddings, cps, indices, None, len(indices), embeddings.nbytes)
 
 
+def check_cache(cache: object) -> None:
+    """Raises TypeError for what names no cache."""
+    if cache is not None and not isinstance(cache, str | os.PathLike):
+        raise TypeError(f"cache is {cache!r}; it must be 'memory', 'device', the path of a directory, or None")
+
+
 def open_cache(cache: str | os.PathLike[str], info: SplitInfo, dtype: Dtype, device: str | torch.device | None) -> SplitCache:
     """The cache that a dataset's `cache` and `device` name: "memory", "device" (by default the GPU, if any) or a directory."""
     if cache == "memory":

@@ -2,19 +2,20 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..client import Client
+from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import DTYPES, Dtype
 from ..epochs.cache import SplitCache
-from .device import open_cache
+from ..transport.options import ClientOptions
+from .device import check_cache, open_cache
 
 
 class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -24,6 +25,7 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
     `DataLoader(ds, batch_size=None, sampler=BatchSampler(RandomSampler(ds), 256, drop_last=False))`. With `DataLoader(ds, 256)` it
     is one request a batch, too, and one more copy to collate it. `audio_data`, `labels` and `filenames` download the split once;
     from then on samples come from there. cache, device: as StreamingEmbeddingsDataset's; what is not in the cache yet is asked for.
+    client: what Client takes, such as token, verify, proxy, auth.
     """
 
     def __init__(
@@ -34,10 +36,12 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         dtype: Dtype = "float32",
         cache: str | os.PathLike[str] | None = None,
         device: str | torch.device | None = None,
+        **client: Unpack[ClientOptions],
     ) -> None:
+        check_cache(cache)
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        self._client = source if isinstance(source, Client) else Client(source)
+        self._client = client_of(source, client)
         self.split = split
         self.dtype: Dtype = dtype
         self._info: SplitInfo | None = None

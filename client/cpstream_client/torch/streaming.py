@@ -5,22 +5,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
-from typing import Any, Literal, cast
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..buffers import allocate_aligned
-from ..client import Client
+from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan, Remainder, Shuffle
 from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, is_misspelt
 from ..epochs.epochs import Epochs
 from ..epochs.position import Identity, Position, Run, check_equal
 from ..errors import CpstreamError, StateMismatch
+from ..stream.course import parts
 from ..stream.reader import Batch
-from .device import allocate_pinned, open_cache
+from ..transport.options import ClientOptions
+from .device import allocate_pinned, check_cache, open_cache
 from .guard import caller, refuse_accelerate, refuse_collation, refuse_sharding, warn_of_repetition
 
 PREFETCH_BYTES = 64 * 1024**2
@@ -44,6 +46,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     cache: "memory", a directory, or "device" (with `device`, by default the GPU): the first epoch fills it, later ones gather from
     it in the same order and ask the service only whether its data is still the same; those of a directory serve later runs, too.
     pin_memory: receive into page-locked memory, from which copies to a GPU are asynchronous; `loader(device=...)` sees to it.
+    client: what Client takes, such as token, verify, proxy, auth; where `source` is a Client, give it to that.
     rank, world_size: by default those of torch.distributed, else of RANK and WORLD_SIZE, else 0 and 1, when iteration begins.
 
     Nothing is asked of the service before the first use. Raises what Client raises; a fault that retrying cures is not seen.
@@ -67,11 +70,15 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         pin_memory: bool = False,
         rank: int | None = None,
         world_size: int | None = None,
+        **client: Unpack[ClientOptions],
     ) -> None:
-        self._client = source if isinstance(source, Client) else Client(source)
+        self._client = client_of(source, client)
+        if shuffle not in _SHUFFLES:
+            raise ValueError(f"shuffle is {shuffle!r}; it must be True, False or 'blocks'")
+        check_cache(cache)
         self._query = BatchQuery(
             batch_size=operator.index(batch_size),  # numpy's integers would not survive JSON
-            shuffle=_SHUFFLES.get(shuffle, cast(Shuffle, shuffle)),
+            shuffle=_SHUFFLES[shuffle],
             seed=operator.index(seed),
             remainder=remainder,
             drop_last=drop_last,
@@ -239,13 +246,13 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         if record.labels:
             values |= record.labels
         size = self._query.batch_size
-        parts = []
+        columns = []
         for name in self.columns:
             value: Any = values[name]
-            pieces = [value] if record.num_rows <= size else [value[low : low + size] for low in range(0, record.num_rows, size)]
+            pieces = [value] if record.num_rows <= size else [value[part] for part in parts(record.num_rows, size)]
             # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
-            parts.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
-        return zip(*parts, strict=True)
+            columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
+        return zip(*columns, strict=True)
 
     def _plan(self, epoch: int, start: int) -> Plan:
         rank, world_size = self._rank_and_world_size()
@@ -370,4 +377,4 @@ def _distributed_ranks() -> tuple[int, int] | None:
     return None
 
 
-_SHUFFLES: dict[bool | str, Shuffle] = {False: "none", True: "uniform"}
+_SHUFFLES: dict[bool | str, Shuffle] = {False: "none", True: "uniform", "blocks": "blocks"}

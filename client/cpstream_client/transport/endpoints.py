@@ -41,15 +41,18 @@ class Endpoint:
 
 
 class Replicas:
-    """The endpoints, and which of them failed lately. For all threads of a process; what it remembers is not pickled."""
+    """The endpoints, and which of them failed lately. For all threads of a process; failures are not pickled.
 
-    def __init__(self, endpoints: tuple[Endpoint, ...], clock: Callable[[], float] = time.monotonic) -> None:
-        self.endpoints = endpoints
+    met: whether one of them has ever answered, in this process or the one that this was copied from.
+    """
+
+    def __init__(self, endpoints: tuple[Endpoint, ...], clock: Callable[[], float] = time.monotonic, met: bool = False) -> None:
+        self.endpoints, self.met = endpoints, met
         self._clock = clock
         self._failures: dict[Endpoint, tuple[int, float]] = {}  # how many in a row, and the time of the last
 
-    def __reduce__(self) -> tuple[type["Replicas"], tuple[tuple[Endpoint, ...]]]:
-        return type(self), (self.endpoints,)
+    def __reduce__(self) -> tuple[type["Replicas"], tuple[object, ...]]:
+        return type(self), (self.endpoints, time.monotonic, self.met)
 
     def __len__(self) -> int:
         return len(self.endpoints)
@@ -68,6 +71,7 @@ class Replicas:
         self._failures[endpoint] = failures + 1, self._clock()
 
     def worked(self, endpoint: Endpoint) -> None:
+        self.met = True
         self._failures.pop(endpoint, None)
 
     def _rests_until(self, endpoint: Endpoint) -> float:

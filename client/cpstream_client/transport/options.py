@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Union
 
 from ..contract.token import clean_token, read_token
+from .retry import Retry
 
 if TYPE_CHECKING:  # at run time it is imported by the first request, which an import of this package need not wait for
     import httpx
@@ -39,7 +40,7 @@ class ClientOptions(TypedDict, total=False):
     timeout: Timeout | None
     timeout_s: float | None
     http: MakeHttp | None
-    retry: Any
+    retry: Retry | None
 
 
 @dataclass(frozen=True, slots=True)

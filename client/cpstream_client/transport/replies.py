@@ -18,6 +18,7 @@ _GATEWAY_AWAY = (408, 425, 429, 502, 503, 504)
 _DAMAGED_REQUEST = b"Invalid HTTP request received."
 """What uvicorn answers, with status 400, to what is no HTTP: a request of ours that was damaged on its way."""
 _REMEDIES = {
+    400: "set https in the url, or cert=, whichever it may want",
     401: "set token= or auth=",
     403: "set token=, auth= or cert=",
     404: "check the path of the url",
@@ -88,14 +89,15 @@ class Reply:
         CorruptedError or UnavailableError when asking again may help.
         """
         status, got = self._response.status_code, self._media_type
-        if status == 200 and got == media_type:
-            encoding = self._response.headers.get("Content-Encoding", "identity")
-            if encoding != "identity":
+        encoding = self._response.headers.get("Content-Encoding", "identity")
+        answered = status == 200 and got == media_type
+        if answered and encoding == "identity":
+            return
+        try:
+            if answered:
                 raise ForeignReplyError(
                     f"{self.url}: the reply is compressed ({encoding}), unasked; have the proxy in between not do so"
                 )
-            return
-        try:
             raise self._refusal(status, got, media_type)
         finally:
             self.discard()
@@ -181,6 +183,8 @@ class Reply:
         try:
             self._verify(body)
             problem = read_body(Problem, body, self.url)
+        except ForeignReplyError as error:
+            return error
         except CorruptedError as error:  # not final, whatever the status is
             return CorruptedError(str(error))
         if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):

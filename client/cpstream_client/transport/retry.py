@@ -60,7 +60,7 @@ class Patience:
     """What is left of a Retry since the last progress. One a request or stream; not shared between threads.
 
     num_endpoints: after a failure another endpoint is asked at once; waits come only when all have failed.
-    is_contact: no endpoint has ever answered, so that the URL may be wrong.
+    is_contact: no endpoint has ever answered, so that the URL or what was set may be wrong.
     """
 
     retry: Retry
@@ -86,7 +86,8 @@ class Patience:
             self._first_failure_s = now
         self._failures += 1
         self._last[endpoint] = error
-        if not is_retryable(error):
+        # What has led to the service before will do so again: a name that is gone from DNS comes back with the service.
+        if not is_retryable(error) and not (isinstance(error, UnreachableError) and not self.is_contact):
             code = getattr(error, "code", type(error).__name__)
             if is_certain(error) or self._refusal == code or not self.retry.timeout_s:
                 raise error

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.metadata import version
+from inspect import Parameter, signature
 from types import ModuleType
 
 import pytest
@@ -10,6 +11,8 @@ import cpstream_client
 import cpstream_client.torch
 import cpstream_service
 import cpstream_service.dataset
+from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_client.torch.items import StreamingOptions
 from cpstream_service.app import create_app
 from cpstream_service.cli.app import app
 from cpstream_service.settings import ServeSettings
@@ -36,6 +39,13 @@ PATHS = """
 def test_names_of_the_client(module: ModuleType, names: str) -> None:
     assert module.__all__ == sorted(names.split())
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_type_checkers_know_all_options_of_the_dataset() -> None:
+    parameters = signature(StreamingEmbeddingsDataset.__init__).parameters.values()
+    named = {parameter.name for parameter in parameters if parameter.kind == Parameter.KEYWORD_ONLY}
+    inherited = {name for base in StreamingOptions.__orig_bases__ for name in getattr(base, "__annotations__", ())}
+    assert StreamingOptions.__annotations__.keys() - inherited == named - {"columns"}
 
 
 def test_names_of_the_local_twin() -> None:

@@ -1,25 +1,26 @@
 """loader(): a DataLoader whose state is right with any number of workers, and which frameworks leave as it is."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader
 
 from .device import to_device
+from .items import Item
 from .streaming import StreamingEmbeddingsDataset
 
 
-class Loader(DataLoader[tuple[Any, ...]]):
+class Loader(DataLoader[Item]):
     """A DataLoader over a StreamingEmbeddingsDataset that counts what its loop received, whatever its workers fetched ahead."""
 
-    dataset: StreamingEmbeddingsDataset
+    dataset: StreamingEmbeddingsDataset[Item]
     device: torch.device | None = None
     advance: bool = True
     _is_accelerate_prepared = True  # Accelerate and Hugging Face Trainer do not shard it again
     use_stateful_dataloader = True  # Accelerator.save_state and load_state ask it for its state
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         """Begins at the first next(), as the dataset's own iterator."""
         if not self.num_workers and self.device is None:
             self.dataset.prepare_run(advances=self.advance)
@@ -29,7 +30,8 @@ class Loader(DataLoader[tuple[Any, ...]]):
         begin = self.dataset.begin_run if self.num_workers else self.dataset.prepare_run
         run = begin(counted_by_loader=True, advances=self.advance)
         batches = super().__iter__()
-        for batch in to_device(batches, self.device) if self.device is not None else batches:
+        on_device = to_device(batches, self.device) if self.device is not None else batches
+        for batch in cast("Iterator[Item]", on_device):
             run.delivered += 1
             yield batch
 
@@ -52,13 +54,13 @@ class Loader(DataLoader[tuple[Any, ...]]):
 
 
 def loader(
-    dataset: StreamingEmbeddingsDataset,
+    dataset: StreamingEmbeddingsDataset[Item],
     *,
     num_workers: int = 0,
     device: str | torch.device | None = None,
     advance: bool = True,
     **options: Any,
-) -> Loader:
+) -> Loader[Item]:
     """A DataLoader over ready batches, whose state_dict() is right with any num_workers. options: as DataLoader's.
 
     device: where the batches shall be; they are copied there from pinned memory, one ahead of the loop, while it computes.

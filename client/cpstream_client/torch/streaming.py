@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -24,11 +24,12 @@ from ..stream.reader import Batch
 from ..transport.options import ClientOptions
 from .device import allocate_pinned, check_cache, open_cache
 from .guard import caller, refuse_accelerate, refuse_collation, refuse_sharding, warn_of_repetition
+from .items import Item, StreamingOptions, Usual
 
 PREFETCH_BYTES = 64 * 1024**2
 
 
-class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
+class StreamingEmbeddingsDataset(IterableDataset[Item]):
     """Batches of a split, in the order that DistributedSampler and DataLoader would give them, ready for the model.
 
     Use it by `loader(dataset, ...)`, a DataLoader that frameworks leave as it is, that counts what the loop received and goes on to
@@ -52,6 +53,22 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
     Nothing is asked of the service before the first use. Raises what Client raises; a fault that retrying cures is not seen.
     """
 
+    @overload
+    def __init__(
+        self: "StreamingEmbeddingsDataset[Usual]",
+        source: str | Sequence[str] | Client,
+        split: str,
+        **options: Unpack[StreamingOptions],
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "StreamingEmbeddingsDataset[tuple[Any, ...]]",
+        source: str | Sequence[str] | Client,
+        split: str,
+        *,
+        columns: Sequence[Column],
+        **options: Unpack[StreamingOptions],
+    ) -> None: ...
     def __init__(
         self,
         source: str | Sequence[str] | Client,
@@ -154,14 +171,14 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
             return self._run.plan.num_steps - self._run.delivered
         return self._plan(*self._next()).num_steps
 
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+    def __iter__(self) -> Iterator[Item]:
         self._check_caller(caller())
         worker = get_worker_info()
         if worker is not None:
             return self._iterate_in_worker(worker.id, worker.num_workers)
         return self._iterate()
 
-    def _iterate(self) -> Iterator[tuple[Any, ...]]:
+    def _iterate(self) -> Iterator[Item]:
         """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
         run, self._prepared = self._prepared, None
         if run is None or run is not self._run:  # not one set aside by set_epoch
@@ -194,7 +211,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         """Whether batches have been delivered from the position since it was set."""
         return self._position.read_by_workers if self._run is None else self._run.delivered > 0
 
-    def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[tuple[Any, ...]]:
+    def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[Item]:
         """Every num_workers-th batch of the rank's, from that of this worker on."""
         if self.cache in ("memory", "device"):
             raise ValueError(
@@ -214,13 +231,13 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         batches = self._deliver(query, run, worker)
         return batches if worker else self._count_the_pass(batches)
 
-    def _count_the_pass(self, batches: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+    def _count_the_pass(self, batches: Iterator[Item]) -> Iterator[Item]:
         if self.shuffle and self._position.passes == 1 and not self._position.announced:
             warn_of_repetition(self)  # here, because torch lets a persistent worker die of an error in iter()
         yield from batches
         self._position.count_pass()
 
-    def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[tuple[Any, ...]]:
+    def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[Item]:
         if self._epochs is None:
             cache = None if self.cache is None else open_cache(self.cache, self.info, self._query.dtype, self.device)
             allocate = allocate_pinned if self.pin_memory else allocate_aligned
@@ -240,7 +257,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
         finally:
             records.close()
 
-    def _cut(self, record: Batch) -> Iterator[tuple[Any, ...]]:
+    def _cut(self, record: Batch) -> Iterator[Item]:
         """The training batches of a record batch. Made together: each is a few microseconds of Python, and they add up."""
         values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
         if record.labels:
@@ -252,7 +269,7 @@ class StreamingEmbeddingsDataset(IterableDataset[tuple[Any, ...]]):
             pieces = [value] if record.num_rows <= size else [value[part] for part in parts(record.num_rows, size)]
             # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
             columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
-        return zip(*columns, strict=True)
+        return cast("Iterator[Item]", zip(*columns, strict=True))
 
     def _plan(self, epoch: int, start: int) -> Plan:
         rank, world_size = self._rank_and_world_size()

@@ -23,6 +23,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1"}  # one thread each: two ranks share
 EPOCHS = 2
 STEPS = ["--epochs", str(EPOCHS), "--hidden", "32", "16", "--checkpoint-every", "5", "--batch-size", "12"]
 LOCAL = ["--local", "--source-path", str(DEMO_DATA)]
+pytestmark = pytest.mark.xdist_group("examples")  # one training for all
 
 
 def python(script: str, *arguments: str) -> list[str]:

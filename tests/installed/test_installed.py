@@ -22,6 +22,8 @@ ELSEWHERE = os.environ.get("INSTALLED_PYTHON")
 PYTHON = ELSEWHERE or sys.executable
 PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
+pytestmark = pytest.mark.xdist_group("installed")  # one service for all
+
 EPOCH = """
 import sys
 import numpy as np, torch

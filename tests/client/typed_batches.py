@@ -24,4 +24,3 @@ def train_on(dataset: StreamingEmbeddingsDataset) -> Loader:
 
 StreamingEmbeddingsDataset("http://data:8000", "train", batch_sise=32)  # type: ignore[call-overload]
 StreamingEmbeddingsDataset("http://data:8000", "train", shuffle="yes")  # type: ignore[call-overload]
-StreamingEmbeddingsDataset("http://data:8000", "train", columns=("embeding",))  # type: ignore[arg-type]

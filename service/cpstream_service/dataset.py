@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 
 from cpstream_client.contract.bodies import AlignmentReport
 
-from .align.splits import align_all, refuse
+from .align.splits import align_all
+from .align.verdict import refuse
 from .errors import DataError
 from .settings import DataSettings, SettingsError, as_arguments
 

@@ -58,7 +58,7 @@ def test_unchanged_files_are_not_read_again(source: Path, monkeypatch: pytest.Mo
     age(*files)
     load(settings)
     read: list[Path] = []
-    monkeypatch.setattr("cpstream_service.snapshot.load.file_hash", lambda path: read.append(path) or "other")
+    monkeypatch.setattr("cpstream_service.snapshot.inputs.file_hash", lambda path: read.append(path) or "other")
     assert load(settings).notes[0].endswith("is up to date")
     assert read == []
     os.utime(files[0])  # a new ctime

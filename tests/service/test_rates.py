@@ -13,7 +13,8 @@ import pytest
 from chromadb.config import Settings
 from data import cps_of, make_rows, make_settings, write_cps, write_npy
 
-from cpstream_service.align.splits import align_all, refuse
+from cpstream_service.align.splits import align_all
+from cpstream_service.align.verdict import refuse
 from cpstream_service.dataset import RegressionEmbeddingsDataset
 from cpstream_service.errors import AlignmentError, DataError
 from cpstream_service.snapshot.load import load

@@ -46,7 +46,8 @@ def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = Fals
     report
         File to write every row that was dropped to: .csv or .parquet.
     """
-    from ..align.splits import align_all, refuse
+    from ..align.splits import align_all
+    from ..align.verdict import refuse
 
     settings = data_of(folder, data)
     if report is not None:

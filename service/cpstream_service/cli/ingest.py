@@ -14,7 +14,7 @@ from ..errors import DataError
 from ..settings import ChromaSettings, DataSettings
 from ..sources.chroma.address import server_url
 from ..sources.npy import read_npy
-from ..sources.read import npy_path
+from ..sources.read import npy_file
 from ..sources.rows import SourceSplit
 from ..text import plain
 from .common import Chroma, say
@@ -58,7 +58,7 @@ def ingest(
     if (chroma_path is None) == (server_url(server) is None):
         raise DataError("where to ingest to: set --chroma-path to a folder, or --chroma-url to a server, one of the two")
     target = DataSettings(source_type="chromadb", source_path=chroma_path, **asdict(server))
-    source = read_npy(npy_path(DataSettings(source_path=source_path)), splits, progress=True)
+    source = read_npy(npy_file(source_path), splits, progress=True)
     with open_client(target, create=True) as client:
         writer = open_collection(client, target)
         for name in list(source):

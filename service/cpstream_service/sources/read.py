@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import DataError
 from ..settings import DataSettings
 from .npy import FILE_NAME, read_npy
-from .places import base_folder, places
+from .places import places
 from .rows import ALL, SourceSplit
 
 
@@ -119,18 +119,3 @@ def _one(found: dict[str, SourceSplit], split: str, path: Path) -> SourceSplit:
 
 def npy_file(path: Path) -> Path:
     return path if path.suffix == ".npy" else path / FILE_NAME
-
-
-def npy_path(settings: DataSettings) -> Path:
-    if settings.source_path is None:
-        raise DataError(f"no source path: set --source-path (CPSTREAM_SOURCE_PATH) to the folder that holds {FILE_NAME}")
-    return npy_file(settings.source_path)
-
-
-def cps_path(settings: DataSettings, split: str) -> Path:
-    """The CPS table of a split. A bare file name lies beside the source, anything else is a path as given."""
-    path = Path(settings.cps_csv.replace("{split}", split))
-    template = Path(settings.cps_csv)
-    if len(template.parts) > 1 or settings.source_path is None:
-        return path
-    return base_folder(settings.source_path) / path

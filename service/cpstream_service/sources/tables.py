@@ -1,18 +1,51 @@
 """The rates of a split, from wherever the settings say: a table, which may be CSV, JSON lines or Parquet, or the source itself."""
 
+import glob
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
 from ..settings import DataSettings
 from .cps_table import CpsTable, read_cps_table
 from .formats import HEAD_BYTES, check_pointer
+from .places import SPLIT, base_folder
 from .regular import open_regular
 from .rows import SourceSplit
 from .text_rates import TextRates
 
 WHAT = "a CPS table"
 _BOM = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, slots=True)
+class TablePaths:
+    """Where the CPS tables lie. template: their path, in which {split}, where it has one, stands for the split."""
+
+    template: str
+
+    @classmethod
+    def of(cls, settings: DataSettings) -> "TablePaths":
+        """A bare file name lies beside the source, anything else is a path as given."""
+        template = Path(settings.cps_csv)
+        if len(template.parts) == 1 and settings.source_path is not None:
+            template = base_folder(settings.source_path) / template
+        return cls(str(template))
+
+    @property
+    def one_for_all(self) -> bool:
+        return SPLIT not in self.template
+
+    def of_split(self, split: str) -> Path:
+        return Path(self.template.replace(SPLIT, split))
+
+    def there(self) -> dict[str, Path]:
+        """Those that exist, by what {split} can stand for."""
+        before, _, after = self.template.partition(SPLIT)
+        if self.one_for_all or SPLIT in after:
+            return {}
+        found = sorted(glob.glob(f"{glob.escape(before)}*{glob.escape(after)}"))
+        return {path[len(before) : len(path) - len(after)]: Path(path) for path in found}
 
 
 def text_rates(settings: DataSettings) -> TextRates:

@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -250,3 +252,21 @@ def test_a_report_that_cannot_be_written(
     (tmp_path / "report.csv").mkdir()
     assert run_check(monkeypatch, source, "--report", tmp_path / "report.csv") == 1
     assert f"cpstream: {tmp_path}/report.csv: cannot write it: Is a directory; free space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_what_is_wrong_with_a_row_is_said_whole(
+    columns: int, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (source / "train_cps.csv").open("a") as table:
+        table.write("audio/a-folder-with-a-long-name/another-folder-with-a-long-name/x.wav,12,13\n")
+    assert run_check(monkeypatch, source, columns=columns) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the line has 3 fields for 2 columns: quote the commas in them" in out
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(source: Path) -> None:
+    command = f"{sys.executable} -m cpstream_service check {source} --json | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.stdout == "141\n"
+    assert "Traceback" not in done.stderr

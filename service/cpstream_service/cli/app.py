@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the data or the service asked is at fault, 2 the command i
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -46,7 +47,16 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     for name, remedy in unknown_variables(os.environ).items():
         complain(f"warning: the environment variable {name} is none of cpstream's; {remedy}")
     try:
-        code = app(arguments, result_action="return_int_as_exit_code_else_zero", exit_on_error=False, print_error=False)
+        code = _run(arguments)
+    except BrokenPipeError:  # whoever reads our output, `head` for example, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
+    sys.exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        code: int = app(arguments, result_action="return_int_as_exit_code_else_zero", exit_on_error=False, print_error=False)
     except CycloptsError as error:
         complain(misuse(error))
         code = USAGE
@@ -59,7 +69,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
         code = FAILED
     except (DataError, CpstreamError) as error:
         code = failed(error)
-    sys.exit(code)
+    sys.stdout.flush()
+    return code
 
 
 def misuse(error: CycloptsError) -> str:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rich.cells import cell_len
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDifference, SpellingDifference
@@ -16,6 +18,7 @@ from .common import MAX_NAME, AsJson, Data, Folder, Report, complain, console, d
 from .report import refuse_name, write_report
 
 INDENT = 4
+MAX_DETAIL_LINES = 4
 MAX_ROOTS = 8
 SIDES = {"embedding": "embedding", "cps": "CPS row"}
 SENTENCES = {reason.code: reason.sentence for reason in Reason} | {
@@ -117,9 +120,18 @@ def _print_entries(to: Console, title: str, entries: Iterable[_Entry], where_the
             to.print(f"\n{title}", style="italic")
         to.print(_line(split, what))
         for example in rows.examples:
-            to.print(" " * INDENT, others(example, to.width - INDENT), sep="", no_wrap=True, crop=False)
+            _print_example(to, example)
         if rows.count > len(rows.examples):
             to.print(f"{' ' * INDENT}and {rows.count - len(rows.examples):,} more {where_the_rest_is}".rstrip(), style="dim")
+
+
+def _print_example(to: Console, example: str) -> None:
+    """On one line if it fits; else the path on one, cut in the middle, and what is wrong with it below, whole."""
+    where, colon, detail = example.partition(": ") if cell_len(plain(example)) > to.width - INDENT else (example, "", "")
+    to.print(" " * INDENT, others(f"{where}{colon}".rstrip(), to.width - INDENT), sep="", no_wrap=True, crop=False)
+    if detail:
+        shown = others(detail, MAX_DETAIL_LINES * (to.width - 2 * INDENT))
+        to.print(Padding(shown, (0, 0, 0, 2 * INDENT)))
 
 
 def _print_roots(to: Console, roots: Sequence[tuple[str, RootDifference]]) -> None:

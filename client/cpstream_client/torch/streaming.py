@@ -5,26 +5,31 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
-from typing import Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, overload
 
-import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..buffers import allocate_aligned
 from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
-from ..contract.plan import Plan, Remainder, Shuffle
-from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, is_misspelt
+from ..contract.plan import Plan, Remainder
+from ..contract.wire import BatchQuery, Column, Dtype
 from ..epochs.epochs import Epochs
-from ..epochs.position import Identity, Position, Run, check_equal
+from ..epochs.position import Identity, Position, Run
 from ..errors import CpstreamError, StateMismatch
-from ..stream.course import parts
-from ..stream.reader import Batch
 from ..transport.options import ClientOptions
 from .device import allocate_pinned, check_cache, open_cache
-from .guard import caller, refuse_accelerate, refuse_collation, refuse_sharding, warn_of_repetition
-from .items import Item, StreamingOptions, Usual
+from .guard import (
+    caller,
+    refuse_accelerate,
+    refuse_collation,
+    refuse_sharding,
+    warn_of_repetition,
+)
+from .items import Item, StreamingOptions, Usual, cut
+from .share import share_of
+from .states import check_worker_state, state_of, worker_state_of
 
 PREFETCH_BYTES = 64 * 1024**2
 
@@ -90,34 +95,24 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         **client: Unpack[ClientOptions],
     ) -> None:
         self._client = client_of(source, client)
-        if shuffle not in _SHUFFLES:
-            raise ValueError(f"shuffle is {shuffle!r}; it must be True, False or 'blocks'")
         check_cache(cache)
-        self._query = BatchQuery(
-            batch_size=operator.index(batch_size),  # numpy's integers would not survive JSON
-            shuffle=_SHUFFLES[shuffle],
-            seed=operator.index(seed),
+        self._share = share_of(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
             remainder=remainder,
             drop_last=drop_last,
             dtype=dtype,
-            columns=tuple(columns),
+            columns=columns,
+            rank=rank,
+            world_size=world_size,
         )
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
-        if not columns or any(map(is_misspelt, columns)):
-            raise ValueError(f"columns is {columns!r}; it must name some of {', '.join(COLUMNS)}, or further labels of the split")
-        if (rank is None) != (world_size is None):
-            raise ValueError("rank and world_size belong together; give both or neither")
-        self._ranks = None if rank is None or world_size is None else (rank, world_size)
-        # A wrong parameter should be heard of here, not in the middle of a job.
-        replace(self._query, rank=rank or 0, world_size=1 if world_size is None else world_size).plan(0)
         self.split = split
         self.columns = tuple(columns)
         self.shuffle = shuffle
         self.prefetch_bytes = prefetch_bytes
         self.cache, self.device, self.pin_memory = cache, device, pin_memory
         self._epochs: Epochs | None = None
-        self._inherited_ranks: tuple[int, int] | None = None
         self._info: SplitInfo | None = None
         self._position = Position()
         self._run: Run | None = None
@@ -184,7 +179,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         if run is None or run is not self._run:  # not one set aside by set_epoch
             self._warn_of_repetition()
             run = self.begin_run()
-        yield from self._deliver(self._query_of(run.plan), run)
+        yield from self._deliver(self._share.query_of(run.plan), run)
 
     def begin_run(self, *, counted_by_loader: bool = False, advances: bool = False) -> Run:
         """Begin an iteration: from the position that was set, but if that has been iterated from, from an epoch's beginning."""
@@ -227,7 +222,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         first = worker + skipped * num_workers
         if first >= run.plan.num_steps:
             return iter(())
-        query = replace(self._query_of(run.plan), start=run.plan.start_after(first), num_workers=num_workers)
+        query = replace(self._share.query_of(run.plan), start=run.plan.start_after(first), num_workers=num_workers)
         batches = self._deliver(query, run, worker)
         return batches if worker else self._count_the_pass(batches)
 
@@ -239,14 +234,14 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[Item]:
         if self._epochs is None:
-            cache = None if self.cache is None else open_cache(self.cache, self.info, self._query.dtype, self.device)
+            cache = None if self.cache is None else open_cache(self.cache, self.info, self._share.query.dtype, self.device)
             allocate = allocate_pinned if self.pin_memory else allocate_aligned
             self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate)
         records = self._epochs.records(query, turn=query.rank + turn)
         try:
             for record in records:
                 self._position.pin(self.info.fingerprint)  # two workers may have met different replicas at the same moment
-                items = self._cut(record)
+                items = cut(record, self.columns, self._share.query.batch_size)
                 del record  # the loop shall hold the only references when it asks for more
                 for item in items:
                     if not run.counted_by_loader:
@@ -257,37 +252,8 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         finally:
             records.close()
 
-    def _cut(self, record: Batch) -> Iterator[Item]:
-        """The training batches of a record batch. Made together: each is a few microseconds of Python, and they add up."""
-        values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
-        if record.labels:
-            values |= record.labels
-        size = self._query.batch_size
-        columns = []
-        for name in self.columns:
-            value: Any = values[name]
-            pieces = [value] if record.num_rows <= size else [value[part] for part in parts(record.num_rows, size)]
-            # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
-            columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
-        return cast("Iterator[Item]", zip(*columns, strict=True))
-
     def _plan(self, epoch: int, start: int) -> Plan:
-        rank, world_size = self._rank_and_world_size()
-        query = replace(self._query, epoch=epoch, start=start, rank=rank, world_size=world_size)
-        return query.plan(self.info.num_samples)
-
-    def _query_of(self, plan: Plan) -> BatchQuery:
-        return replace(self._query, epoch=plan.epoch, start=plan.start, rank=plan.rank, world_size=plan.world_size)
-
-    def _rank_and_world_size(self) -> tuple[int, int]:
-        if self._ranks is not None:
-            return self._ranks
-        ranks = _distributed_ranks() or self._inherited_ranks
-        if ranks is not None:
-            return ranks
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-        return 0, 1
+        return self._share.plan(self.info.num_samples, epoch, start)
 
     def _check_caller(self, who: object) -> None:
         refuse_collation(self, who)
@@ -295,7 +261,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         run = self._run
         if self._prepared is not None or (run is not None and run.counted_by_loader and not run.delivered):
             return  # a Loader is about to iterate, whatever Accelerate has under way
-        refuse_accelerate(self, self._rank_and_world_size()[1], announced=self._position.announced, start=self._next()[1])
+        refuse_accelerate(self, self._share.ranks()[1], announced=self._position.announced, start=self._next()[1])
 
     # Checkpoints
 
@@ -304,17 +270,17 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
 
         Raises CpstreamError where that cannot be known: in a plain DataLoader with workers. Use `loader`.
         """
-        if get_worker_info() is not None:
-            return self._worker_state()
         run = self._run
+        if get_worker_info() is not None:
+            where = (self.epoch, self._position.start, 0) if run is None else (run.plan.epoch, run.plan.start, run.delivered)
+            return worker_state_of(self._identity(), self._share, *where)
         if self._position.read_by_workers and not (run is not None and run.counted_by_loader):
             raise CpstreamError(
                 "state_dict() cannot know which of the batches that DataLoader workers fetched ahead have reached the loop; "
                 "make the loader by cpstream_client.torch.loader(dataset, num_workers=...) and use its state_dict()"
             )
-        if run is not None:
-            return self._state(*run.resume_at())
-        return self._state(self._position.epoch, self._position.start)
+        at = (self._position.epoch, self._position.start) if run is None else run.resume_at()
+        return state_of(self._identity(), self._share, *at)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the state was taken: the next iteration begins there, with any world size, batch size and workers.
@@ -325,7 +291,8 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         """
         self._identity().check(state)
         if "worker" in state:
-            self._load_worker_state(state)
+            check_worker_state(state, self._share)
+            self._worker_resume = state
             return
         if state["start"] > self.info.num_samples:
             raise StateMismatch(f"the state's start is {state['start']}; the split has {self.info.num_samples} samples")
@@ -333,65 +300,15 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         self._run = None
 
     def _identity(self) -> Identity:
-        return Identity(self.info.fingerprint, self.split, self._query.seed, self.shuffle)
-
-    def _state(self, epoch: int, start: int) -> dict[str, Any]:
-        identity = self._identity()
-        return {
-            "fingerprint": identity.fingerprint,
-            "split": identity.split,
-            "seed": identity.seed,
-            "epoch": epoch,
-            "start": start,
-            "shuffle": identity.shuffle,
-            "remainder": self._query.remainder,
-        }
-
-    def _worker_state(self) -> dict[str, Any]:
-        """For torchdata's StatefulDataLoader, which asks each worker for a state of its own. start: where the run began."""
-        run = self._run
-        if run is None:
-            return {**self._state(self.epoch, self._position.start), "worker_batches": 0, **self._worker_units()}
-        return {**self._state(run.plan.epoch, run.plan.start), "worker_batches": run.delivered, **self._worker_units()}
-
-    def _load_worker_state(self, state: Mapping[str, Any]) -> None:
-        if get_worker_info() is None:
-            raise StateMismatch("this is the state of one DataLoader worker; load it through the StatefulDataLoader that made it")
-        for name, here in self._worker_units().items():
-            check_equal(name, state.get(name), here)
-        self._worker_resume = state
-
-    def _worker_units(self) -> dict[str, int]:
-        """What a worker's number of batches is counted in: it means nothing in other units."""
-        worker = get_worker_info()
-        assert worker is not None  # noqa: S101 - the callers have asked
-        rank, world_size = self._rank_and_world_size()
-        return {
-            "worker": worker.id,
-            "num_workers": worker.num_workers,
-            "batch_size": self._query.batch_size,
-            "rank": rank,
-            "world_size": world_size,
-        }
+        return Identity(self.info.fingerprint, self.split, self._share.query.seed, self.shuffle)
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_inherited_ranks": self._inherited_ranks}
+        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None}
         if get_spawning_popen() is None:
-            position = Position(*self._next(), self._position.fingerprint, self._position.announced)
-            return {**state, "_position": position}
+            return {**state, "_position": Position(*self._next(), self._position.fingerprint, self._position.announced)}
         self._check_caller(None)  # workers that are spawned do not see who iterates
-        # A spawned DataLoader worker has no torch.distributed to ask; a rank's process that was spawned has, and asks that.
-        return {**state, "_inherited_ranks": _distributed_ranks() or self._inherited_ranks}
+        return state
 
     def __repr__(self) -> str:
-        batch_size, shuffle = self._query.batch_size, self.shuffle
+        batch_size, shuffle = self._share.query.batch_size, self.shuffle
         return f"StreamingEmbeddingsDataset({self._client!r}, {self.split!r}, batch_size={batch_size}, shuffle={shuffle!r})"
-
-
-def _distributed_ranks() -> tuple[int, int] | None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return None
-
-
-_SHUFFLES: dict[bool | str, Shuffle] = {False: "none", True: "uniform", "blocks": "blocks"}

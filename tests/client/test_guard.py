@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from accelerate.data_loader import IterableDatasetShard, skip_first_batches
+from accelerate.data_loader import IterableDatasetShard, prepare_data_loader, skip_first_batches
 from conftest import Server
 from oracle import FORKING
 from test_state import dataset, expected, indices, stopped_after
@@ -17,13 +17,21 @@ pytestmark = [
     *FORKING,
     # torchdata 0.11 calls torch.set_vital, which torch 2.13 deprecates.
     pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning"),
+    # Ignite 0.5 imports what calls torch.jit, which torch 2.13 deprecates.
+    pytest.mark.filterwarnings(r"ignore:`torch\.jit\.\w+` is deprecated:DeprecationWarning"),
 ]
 
 
 # The axis that a DataLoader adds
 
 
-@pytest.mark.parametrize("make", [DataLoader, StatefulDataLoader])
+def by_ignite(train: Any, **options: Any) -> Any:
+    from ignite.distributed import auto_dataloader  # here, where what it warns of is ignored
+
+    return auto_dataloader(train, **options)
+
+
+@pytest.mark.parametrize("make", [DataLoader, StatefulDataLoader, by_ignite])
 @pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"num_workers": 2}, {"collate_fn": default_collate}], ids=", ".join)
 def test_batches_are_not_collated_again(server: Server, make: Any, options: dict[str, Any]) -> None:
     with pytest.raises(CpstreamError, match=r"stack batches that are ready, along a new axis; use cpstream_client\.torch\.loader"):
@@ -33,6 +41,12 @@ def test_batches_are_not_collated_again(server: Server, make: Any, options: dict
 def test_who_brings_a_collate_function_knows(server: Server) -> None:
     assert indices(DataLoader(dataset(server), collate_fn=lambda batches: batches[0])) == expected(0)
     assert indices(DataLoader(dataset(server), batch_size=None, collate_fn=lambda batch: batch)) == expected(0)
+
+
+def test_a_loader_takes_no_batch_size(server: Server) -> None:
+    with pytest.raises(ValueError, match="give batch_size to StreamingEmbeddingsDataset, not to loader"):
+        loader(dataset(server), batch_size=4)
+    assert indices(loader(dataset(server), batch_size=None)) == expected(0)
 
 
 # Shares of a share
@@ -49,6 +63,47 @@ def test_a_share_is_not_shared_again(server: Server, num_workers: int) -> None:
         sharded.set_epoch(1)  # as Accelerate does before it iterates
     alone = IterableDatasetShard(dataset(server), num_processes=1)
     assert indices(alone) == expected(0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_batches_of_one_rank_are_not_dispatched_to_all(server: Server, num_workers: int) -> None:
+    plain = DataLoader(dataset(server, rank=0, world_size=2), batch_size=None, num_workers=num_workers)
+    dispatching = prepare_data_loader(plain, num_processes=2, process_index=0, dispatch_batches=True, put_on_device=True)
+    with pytest.raises(CpstreamError, match=r"dispatch the batches of rank 0 alone, .* of 2 in all: .*loader\("):
+        next(iter(dispatching))
+
+
+# An epoch of Accelerate's own counting
+
+
+@pytest.mark.parametrize("stateful", [False, True])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("dispatch_batches", [False, True])
+def test_a_position_is_not_dropped_for_a_loaders_own_counting(
+    server: Server, num_workers: int, dispatch_batches: bool, stateful: bool
+) -> None:
+    train = dataset(server)
+    state = train.state_dict()
+    plain = DataLoader(train, batch_size=None, num_workers=num_workers)
+    prepared = prepare_data_loader(
+        plain,
+        num_processes=1,
+        process_index=0,
+        dispatch_batches=dispatch_batches,
+        put_on_device=True,
+        use_stateful_dataloader=stateful,
+    )
+    assert indices(prepared) == expected(0)
+    assert indices(prepared) == expected(1)  # it counts them right as long as nobody else does
+    train.load_state_dict({**state, "epoch": 5, "start": 640})
+    with pytest.raises(CpstreamError, match=r"would begin epoch 2, by its own counting, and drop epoch 5 from sample 640 on"):
+        next(iter(prepared))
+    prepared.set_epoch(5)
+    assert indices(prepared) == expected(5)[10:]
+    assert indices(prepared) == expected(6)
+    train.set_epoch(3)
+    with pytest.raises(CpstreamError, match=r"call set_epoch\(3\) of the DataLoader\w+, too, or do not prepare"):
+        next(iter(prepared))
 
 
 # Skipping, as Accelerate's users and Hugging Face Trainer do when they resume

@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from torch.utils.data import IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from ..errors import CpstreamError
 
@@ -18,6 +18,13 @@ REMEDY = "make it by cpstream_client.torch.loader(dataset), which every framewor
 def caller() -> object:
     """The object whose method called the method that calls this, or None."""
     return sys._getframe(2).f_locals.get("self")
+
+
+def is_own_counting(dataset: object, who: object) -> bool:
+    """Whether a method of a DataLoader, of `who`, called the method of `who` that called the method that calls this."""
+    within = sys._getframe(2).f_back
+    holds = isinstance(who, DataLoader) and who.dataset is dataset
+    return holds and within is not None and within.f_locals.get("self") is who
 
 
 def refuse_collation(dataset: object, who: object) -> None:
@@ -41,6 +48,18 @@ def refuse_sharding(dataset: object, who: object) -> None:
         )
 
 
+def refuse_replacing(who: object, chosen: tuple[int, int], epoch: int, *, shuffled: bool) -> None:
+    """An epoch of a loader's own counting, as Accelerate's have, in place of the epoch and start that were chosen."""
+    if epoch == chosen[0] or (not chosen[1] and not shuffled):
+        return
+    name = type(who).__name__
+    raise CpstreamError(
+        f"{name} would begin epoch {epoch}, by its own counting, and drop epoch {chosen[0]} from sample {chosen[1]} on, which "
+        f"load_state_dict or set_epoch chose: call set_epoch({chosen[0]}) of the {name}, too, or do not prepare() a plain "
+        f"DataLoader, {REMEDY}"
+    )
+
+
 def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, start: int) -> None:
     """What an Accelerate loader that is iterating over the dataset would lose or repeat."""
     accelerate: Any = sys.modules.get("accelerate")
@@ -51,7 +70,7 @@ def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, star
         return
     if world_size > 1 and isinstance(active, accelerate.data_loader.DataLoaderDispatcher):
         raise CpstreamError(
-            f"Accelerate would dispatch the batches of rank 0 alone, and lose those of the other {world_size - 1} ranks: do not "
+            f"Accelerate would dispatch the batches of rank 0 alone, and lose those of the others, of {world_size} in all: do not "
             f"prepare() a plain DataLoader, {REMEDY}"
         )
     if not getattr(active, "skip_batches", 0):

@@ -22,8 +22,10 @@ from ..transport.options import ClientOptions
 from .device import allocate_pinned, check_cache, open_cache
 from .guard import (
     caller,
+    is_own_counting,
     refuse_accelerate,
     refuse_collation,
+    refuse_replacing,
     refuse_sharding,
     warn_of_repetition,
 )
@@ -119,6 +121,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         self._prepared: Run | None = None
         self._worker_resume: Mapping[str, Any] | None = None
         self._warned = False
+        self._chosen = False  # by the caller, and not by a loader's own counting
 
     @property
     def info(self) -> SplitInfo:
@@ -149,7 +152,12 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         """
         if operator.index(epoch) < 0:
             raise ValueError(f"epoch is {epoch}; it must be 0 or more")
-        refuse_sharding(self, caller())
+        who = caller()
+        refuse_sharding(self, who)
+        counting = is_own_counting(self, who)
+        if counting and self._chosen and not self._begun():
+            refuse_replacing(who, self._next(), epoch, shuffled=bool(self.shuffle))
+        self._chosen = not counting
         if epoch != self.epoch or self._begun():
             self._position.set(epoch, 0)
             self._run = None
@@ -298,6 +306,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
             raise StateMismatch(f"the state's start is {state['start']}; the split has {self.info.num_samples} samples")
         self._position.set(state["epoch"], state["start"])
         self._run = None
+        self._chosen = True
 
     def _identity(self) -> Identity:
         return Identity(self.info.fingerprint, self.split, self._share.query.seed, self.shuffle)

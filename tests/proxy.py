@@ -1,7 +1,7 @@
 """An HTTP proxy, as companies have them before their networks and clusters before their services.
 
 `with Proxy() as proxy` forwards requests of whole URLs, and tunnels CONNECT. `Proxy(upstream=url)` stands before a service, as
-nginx does. proxy.seen counts requests by method. What it may do:
+nginx does. proxy.seen counts requests by method, proxy.requests holds their bytes. What it may do:
 
 password  want `Proxy-Authorization: Basic` of user:password, else answer 407
 framing   "length": as the service said; "chunked": in pieces of odd sizes; "close": without a length, ended by closing
@@ -20,6 +20,7 @@ _AWAY = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basi
 class Proxy:
     def __init__(self, *, upstream: str = "", password: str = "", framing: str = "length") -> None:
         self.seen: Counter[str] = Counter()
+        self.requests: list[bytes] = []
         self._upstream, self._framing = urlsplit(upstream), framing
         self._wanted = b"Basic " + b64encode(password.encode()) if password else b""
         self._loop = asyncio.new_event_loop()
@@ -77,6 +78,7 @@ class Proxy:
         to = url if url.scheme else self._upstream
         path = b"/" + target.split(b"/", 3)[3] if url.scheme else target
         body = await reader.readexactly(int(headers.get(b"content-length", b"0")))
+        self.requests.append(head + body)
         kept = [field for field in fields if not field.lower().startswith((b"connection:", b"proxy-"))]
         service_in, service_out = await asyncio.open_connection(to.hostname, to.port, limit=2**20)
         try:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,6 +162,27 @@ def test_an_endpoint_that_is_back_is_used_again(pair: list[tuple[str, Counting]]
         assert len(indices(iter(fetch.EpochFetcher(remote.service, course, remote._memory)))) == 1800
     assert first.count > 1
     assert second.count == 0
+
+
+@pytest.mark.parametrize("hooks", [None, {"request": [lambda request: None]}])
+def test_the_next_request_goes_out_before_the_last_reply_ends(pair: list[tuple[str, Counting]], hooks: Any) -> None:
+    """Without httpx's send by this thread, with it by another one."""
+    url, app = pair[0]
+    asked_ahead = threading.Event()
+    app.at_request = lambda count: asked_ahead.set() if count == 2 else None
+    made = Client(url, timeout_s=5, retry=RETRY, event_hooks=hooks)
+    made.service = replace(made.service, request_bytes=20_000)
+    with made as remote:
+        course = Course(QUERY, remote.split("train"))
+        _, per_request = course.request(0, 20_000)
+        batches = iter(fetch.EpochFetcher(remote.service, course, remote._memory))
+        for _ in range(per_request - fetch.ASK_AHEAD_BATCHES):
+            next(batches)
+        assert not asked_ahead.is_set()
+        next(batches)
+        assert asked_ahead.wait(20)
+        assert hooks or "cpstream-ask" not in [thread.name for thread in threading.enumerate()]
+        batches.close()  # type: ignore[attr-defined] # the reply that is under way must not be left open: that would be a warning
 
 
 def test_an_endpoint_that_cannot_be_asked_ahead_costs_nothing_that_has_arrived(

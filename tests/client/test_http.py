@@ -5,6 +5,7 @@ Each with a real server, and each streams an epoch through StreamingEmbeddingsDa
 
 import os
 import pickle
+import re
 import ssl
 import threading
 from collections import Counter
@@ -23,7 +24,7 @@ from conftest import Server, serving
 from oracle import FORKING, assert_same, epoch_of, local
 from proxy import FRAMINGS, Proxy
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from cpstream_client import Client, CpstreamError, NotFoundError, Retry, TransportError, UnauthorizedError, UnreachableError
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
@@ -301,6 +302,65 @@ def test_headers_are_sent(server: Server) -> None:
     client = Client(server.url, headers={"X-Tenant": "a"}, event_hooks={"request": [sent.append]})
     check_epoch(client)
     assert {request.headers["x-tenant"] for request in sent} == {"a"}
+
+
+# With and without httpx.Client.send, which is passed by where it would do nothing
+
+
+def masked(request: bytes) -> tuple[bytes, bytes]:
+    """A request without its id, and the id."""
+    head, found, tail = re.split(rb"(?i)(?<=x-request-id: )([0-9a-f]+)", request)
+    return head + tail, found
+
+
+@pytest.mark.parametrize("is_forward", [False, True])
+def test_both_ways_send_the_same_bytes(run_server: Callable[..., Server], is_forward: bool) -> None:
+    server = run_server(token="s3cret")
+    sent: list[list[tuple[bytes, bytes]]] = []
+    for hooks in (None, {"request": [lambda request: None]}):
+        with Proxy(upstream="" if is_forward else server.url) as proxy:
+            options: dict[str, Any] = {"proxy": httpx.Proxy(proxy.url, auth=("me", "pass"))} if is_forward else {}
+            url = server.url if is_forward else proxy.url.replace("127.0.0.1", "localhost")
+            with Client(url, token="s3cret", headers={"X-Team": "speech"}, event_hooks=hooks, **options) as client:
+                info = client.split("train")
+                for indices in ([1, 2], [3, 4], [5], []):
+                    client.take("train", indices, info=info)
+                assert sum(batch.num_rows for batch in client.batches("train", batch_size=256, info=info)) == 1800
+            sent.append([masked(request.replace(proxy.url.rpartition(":")[2].encode(), b"PORT")) for request in proxy.requests])
+    short, long = ([request for request, _ in requests] for requests in sent)
+    assert short == long
+    assert len(short) == 6
+    ids = {found for requests in sent for _, found in requests}
+    assert len(ids) == 12
+
+
+@pytest.mark.parametrize("hooks", [None, {"request": [lambda request: None]}])
+def test_cookies_are_returned(snapshot: Snapshot, hooks: Any) -> None:
+    """By which a balancer keeps a client at one replica."""
+    app = create_app(snapshot, ServeSettings())
+    seen: list[bytes | None] = []
+
+    async def sticky(scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_cookie(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"set-cookie", b"replica=b; Path=/")]}
+            await send(message)
+
+        if scope["type"] == "http":
+            seen.append(dict(scope["headers"]).get(b"cookie"))
+        await app(scope, receive, with_cookie if scope["type"] == "http" else send)
+
+    with serving(sticky) as url:
+        check_epoch(Client(url, event_hooks=hooks))
+    assert seen == [None, *[b"replica=b"] * (len(seen) - 1)]
+    assert len(seen) > 2
+
+
+def test_a_header_with_a_line_break_is_refused(server: Server) -> None:
+    for hooks in (None, {"request": [lambda request: None]}):
+        client = Client(server.url, headers={"X-Team": "a\r\nX-Role: admin"}, event_hooks=hooks)
+        with client, pytest.raises(ValueError, match="line break"):
+            client.splits()
 
 
 # Other clients

@@ -7,13 +7,12 @@ was verified: the plan may be resumed at any `start`, so nothing is lost, repeat
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 
 from ..contract.wire import ARROW_STREAM, BatchQuery, split_path, stream_metadata
 from ..errors import CpstreamError
+from ..transport.asked import Asked
 from ..transport.endpoints import Endpoint
-from ..transport.replies import Reply
 from ..transport.retry import Patience
 from ..transport.service import Service
 from ..transport.sockets import Line
@@ -28,30 +27,29 @@ _JOIN_TIMEOUT_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """For record batches first to first + count. reply: as soon as its head is here, or the error that came instead."""
+    """For record batches first to first + count. asked: as soon as it is sent."""
 
     endpoint: Endpoint
     query: BatchQuery
     first: int
     count: int
     line: Line = field(default_factory=Line)
-    reply: "Future[Reply]" = field(default_factory=Future)
+    asked: Asked | None = None
 
     @property
     def behind(self) -> int:
         return self.first + self.count
 
-    def send(self, service: Service, split: str) -> None:
+    def send(self, service: Service, split: str) -> Asked:
         path, params = split_path(split, "batches"), self.query.to_params()
-        try:
-            self.reply.set_result(service.ask(self.endpoint, "GET", path, params, ARROW_STREAM, line=self.line))
-        except BaseException as error:
-            self.reply.set_exception(error)
+        self.asked = service.send(self.endpoint, "GET", path, params, ARROW_STREAM, line=self.line)
+        return self.asked
 
     def abandon(self) -> None:
         """Nobody wants the reply any more."""
         self.line.abort()
-        self.reply.add_done_callback(_close)
+        if self.asked is not None:
+            self.asked.close()
 
 
 class EpochFetcher:
@@ -86,7 +84,9 @@ class EpochFetcher:
                     replicas.failed(self._endpoint)
                     self._aborted.wait(patience.wait_s(error, self._endpoint.url))
         finally:
-            wait([request.reply for request in self._abandon()], _JOIN_TIMEOUT_S)
+            for request in self._abandon():
+                if request.asked is not None:
+                    request.asked.join(_JOIN_TIMEOUT_S)
 
     def abort(self) -> None:
         """End the iteration from another thread, even while it waits for bytes or for its next try.
@@ -100,26 +100,25 @@ class EpochFetcher:
     def _from(self, done: int) -> Iterator[Batch]:
         """Record batches from `done` to the end of the course; ends with the first error, which is self._endpoint's."""
         split = self._course.info.split
-        first = self._request(done)
-        first.send(self._service, split)
-        request: _Request | None = first
-        while request is not None:
+        request = self._request(done)
+        asked = request.send(self._service, split)
+        while True:
             self._endpoint = request.endpoint
-            following: _Request | None = None
-            ask_at = min(ASK_AHEAD_BATCHES, request.count) if request.behind < len(self._course) else 0
-            with request.reply.result() as reply:
+            has_more = request.behind < len(self._course)
+            ask_at = min(ASK_AHEAD_BATCHES, request.count) if has_more else 0
+            with asked.reply() as reply:
                 batches = read_batches(reply, request.endpoint, self._expected(request), self._rows(request), self._memory)
                 for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
                     if left == ask_at:
                         following = self._request(request.behind)
-                        # By a thread, because httpx answers only when the head of the reply is here: a round trip, at least.
-                        threading.Thread(
-                            target=following.send, args=(self._service, split), name="cpstream-ask", daemon=True
-                        ).start()
+                        asked = following.send(self._service, split)
+                        asked.hurry()
                     yield batch
                     del batch
             self._open.remove(request)
             self._service.replicas.worked(request.endpoint)
+            if not has_more:
+                return
             request = following
 
     def _rows(self, request: _Request) -> list[int]:
@@ -143,8 +142,3 @@ class EpochFetcher:
         for request in abandoned:
             request.abandon()
         return abandoned
-
-
-def _close(reply: "Future[Reply]") -> None:
-    if reply.exception() is None:
-        reply.result().close()

@@ -71,10 +71,7 @@ class Connection:
     """Opened by its first request and again by the next one after it broke. Not for several threads."""
 
     def __init__(self, route: Route, scheme: str, host: str, port: int) -> None:
-        self._http = route.open(scheme, host, port)
-        self._http.response_class = Response
-        # http.client forgets both at the head of a reply with "Connection: close", while the body is still to come.
-        self._sock: socket.socket | None = None
+        self._http = route.open(scheme, host, port)  # opens the socket, and no more: its requests go out in two pieces
         self._response: Response | None = None
         self._used_s = 0.0
         self._timeouts: Timeouts | None = None
@@ -84,25 +81,30 @@ class Connection:
         """Whether it has been idle for so long that the server may be closing it."""
         return time.monotonic() - self._used_s > _MAX_IDLE_S
 
-    def send(
-        self, method: str, target: str, headers: list[tuple[bytes, bytes]], body: bytes, timeouts: Timeouts, line: Line | None
-    ) -> Response:
-        """The reply to a request, its body still to come. Raises OSError or http.client.HTTPException, the connection closed."""
+    def send(self, request: bytes, timeouts: Timeouts, line: Line | None) -> None:
+        """Send a request, head and body. Raises OSError or http.client.HTTPException, the connection closed."""
         try:
-            self._connect(timeouts)
+            sock = self._connect(timeouts)
             if line is not None:
-                line.connect(cast(socket.socket, self._sock))
-            self._http.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
-            for name, value in headers:
-                self._http.putheader(name, value)
-            self._http.endheaders(body or None)
-            self._response = cast(Response, self._http.getresponse())
-            if self._response.headers.defects:  # http.client takes what follows a broken line for the body
+                line.connect(sock)
+            sock.sendall(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def receive(self, method: str) -> Response:
+        """The reply to what was sent, its body still to come. Raises as send does."""
+        try:
+            if self._http.sock is None:  # closed in between
+                raise http.client.NotConnected
+            response = self._response = Response(self._http.sock, method)
+            response.begin()
+            if response.headers.defects:  # http.client takes what follows a broken line for the body
                 raise http.client.HTTPException("a header of the reply is damaged")
         except BaseException:
             self.close()
             raise
-        return self._response
+        return response
 
     def release(self) -> None:
         """Note the time at which a reply was read to its end, from which on the connection is idle."""
@@ -113,14 +115,15 @@ class Connection:
         self._http.close()
         if self._response is not None:
             self._response.close()
-        self._response = self._sock = None
+        self._response = None
 
-    def _connect(self, timeouts: Timeouts) -> None:
+    def _connect(self, timeouts: Timeouts) -> socket.socket:
         if self._http.sock is None:
             self._http.timeout = timeouts.connect_s
             self._http.connect()
-            self._sock = cast(socket.socket, self._http.sock)
             self._timeouts = None
+        sock = cast(socket.socket, self._http.sock)
         if self._timeouts != timeouts:
-            set_timeout(cast(socket.socket, self._sock), timeouts.receive_s, timeouts.send_s)
+            set_timeout(sock, timeouts.receive_s, timeouts.send_s)
             self._timeouts = timeouts
+        return sock

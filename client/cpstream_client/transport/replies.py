@@ -1,16 +1,10 @@
 """A reply, checked before anybody believes it: status, media type, digest, and that it answers what was asked."""
 
-import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol
-
 from ..contract.bodies import Problem
 from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, content_digest
 from ..errors import B, CorruptedError, CpstreamError, ForeignReplyError, TransportError, error_of, read_body
+from .answers import Answer
 from .failures import failure
-
-if TYPE_CHECKING:
-    import httpx
 
 _MAX_PROBLEM_BYTES = 1024**2
 _GATEWAY_AWAY = (408, 425, 429, 502, 503, 504)
@@ -28,22 +22,15 @@ _REMEDIES = {
 }
 
 
-class _Source(Protocol):
-    def readinto(self, buffer: memoryview, /) -> int: ...
-
-
 class Reply:
     """A reply whose body is still to come. url: of the request, with its query; length: bytes of the body, None where unknown.
 
     Whoever gets one closes it. Read to its end, its connection is used again.
     """
 
-    def __init__(
-        self, response: "httpx.Response", url: str, target: str, request_id: str, errors: tuple[type[Exception], ...]
-    ) -> None:
-        self.url = url
-        self._response, self._target, self._request_id, self._errors = response, target, request_id, errors
-        self._body, self.length, self._is_over_sockets = _body_of(response)
+    def __init__(self, answer: Answer, url: str, target: str, request_id: str, errors: tuple[type[Exception], ...]) -> None:
+        self.url, self.length = url, answer.length
+        self._answer, self._target, self._request_id, self._errors = answer, target, request_id, errors
 
     def fill(self, buffer: memoryview) -> None:
         """Read as many bytes of the body as the buffer holds. Raises TransportError, also where there are not so many."""
@@ -56,7 +43,7 @@ class Reply:
             raise CorruptedError(f"{self.url}: the stream goes on behind its last batch")
 
     def close(self) -> None:
-        self._response.close()
+        self._answer.close()
 
     def __enter__(self) -> "Reply":
         return self
@@ -69,15 +56,13 @@ class Reply:
 
     def discard(self) -> None:
         """Close it after a failure: its connection is not used again."""
-        if self._is_over_sockets:
-            self._body.discard()  # type: ignore[attr-defined]
-        self.close()
+        self._answer.discard()
 
     def read_json(self, kind: type[B]) -> B:
         """The body of a JSON reply. Raises CorruptedError when it is not whole, or answers something else than was asked."""
         body = self._read()
         self._verify(body)
-        location = self._response.headers.get(LOCATION_HEADER, "")
+        location = self._answer.headers.get(LOCATION_HEADER, "")
         if not (location and self._target.endswith(location)):
             raise CorruptedError(f"{self.url}: the reply is to another request, for {location!r}")
         return read_body(kind, body, self.url)
@@ -88,8 +73,8 @@ class Reply:
         Raises ServiceError when the service, or a proxy before it, refused; ForeignReplyError when something else answered;
         CorruptedError or UnavailableError when asking again may help.
         """
-        status, got = self._response.status_code, self._media_type
-        encoding = self._response.headers.get("Content-Encoding", "identity")
+        status, got = self._answer.status, self._media_type
+        encoding = self._answer.headers.get("Content-Encoding", "identity")
         answered = status == 200 and got == media_type
         if answered and encoding == "identity":
             return
@@ -104,17 +89,16 @@ class Reply:
 
     @property
     def _media_type(self) -> str:
-        value: str = self._response.headers.get("Content-Type", "")
-        return value.partition(";")[0].strip().lower() or "without a type"
+        return self._answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() or "without a type"
 
     @property
     def _is_the_services(self) -> bool:
         """Whether it is the service itself that answered: it says the request's id, which a login page does not."""
-        return bool(self._response.headers.get(REQUEST_ID_HEADER) == self._request_id)
+        return self._answer.headers.get(REQUEST_ID_HEADER) == self._request_id
 
     def _readinto(self, buffer: memoryview) -> int:
         try:
-            return self._body.readinto(buffer)
+            return self._answer.readinto(buffer)
         except self._errors as error:
             raise failure(error, self.url) from error
 
@@ -133,7 +117,7 @@ class Reply:
 
     def _verify(self, body: bytes) -> None:
         """Check the digest of a JSON reply. Raises CorruptedError."""
-        digest = self._response.headers.get(DIGEST_HEADER)
+        digest = self._answer.headers.get(DIGEST_HEADER)
         if digest is None and not self._is_the_services:
             raise ForeignReplyError(f"{self._said()} has no {DIGEST_HEADER}; is this a cpstream service?")
         if digest != content_digest(body):
@@ -141,13 +125,13 @@ class Reply:
             raise CorruptedError(f"{self._said()} {what}")
 
     def _said(self) -> str:
-        return f"{self.url}: the reply (status {self._response.status_code})"
+        return f"{self.url}: the reply (status {self._answer.status})"
 
     def _refusal(self, status: int, got: str, wanted: str) -> CpstreamError:
         """What another status or type means. A problem is believed only if it is whole and answers what was asked."""
         body = self._read(_MAX_PROBLEM_BYTES)
-        reason = self._response.reason_phrase
-        retry_after_s = _seconds(self._response.headers.get("Retry-After"))
+        reason = self._answer.reason
+        retry_after_s = _seconds(self._answer.headers.get("Retry-After"))
         if got == PROBLEM_JSON:
             error = self._problem(status, body, retry_after_s)
             if not isinstance(error, ForeignReplyError):
@@ -170,8 +154,8 @@ class Reply:
     def _gateways(self, detail: str, retry_after_s: float | None) -> CpstreamError:
         problem = Problem(
             type="about:blank",
-            title=self._response.reason_phrase,
-            status=self._response.status_code,
+            title=self._answer.reason,
+            status=self._answer.status,
             detail=detail,
             instance=self._target,
             code="gateway",
@@ -193,45 +177,12 @@ class Reply:
 
     def _elsewhere(self) -> str:
         """Where a redirect leads, and what to set."""
-        location = self._response.headers.get("Location", "").partition("?")[0]  # behind it there may be secrets
+        location = self._answer.headers.get("Location", "").partition("?")[0]  # behind it there may be secrets
         shown = "".join(c if c.isprintable() else "?" for c in location)[:200]
         path = self._target.partition("?")[0]
         if location.startswith(("http://", "https://")) and location.endswith(path):
             return f"to {shown}; set url={shown.removesuffix(path)!r}"
         return f"to {shown or 'nowhere'}; if that is a login, set token=, auth= or headers= so that it lets requests through"
-
-
-class _Pieces:
-    """The body that another transport gives, as readinto wants it."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = memoryview(b"")
-
-    def readinto(self, buffer: memoryview) -> int:
-        at = 0
-        while at < len(buffer):
-            if not self._rest:
-                piece = next(self._pieces, None)
-                if piece is None:
-                    break
-                self._rest = memoryview(piece)
-            part = self._rest[: len(buffer) - at]
-            buffer[at : at + len(part)] = part
-            self._rest = self._rest[len(part) :]
-            at += len(part)
-        return at
-
-
-def _body_of(response: "httpx.Response") -> tuple[_Source, int | None, bool]:
-    """Where to read a body from, its length, and whether that is our own transport."""
-    if response.is_stream_consumed:  # by a hook
-        return io.BytesIO(response.content), len(response.content), False
-    ours = response.extensions.get("cpstream.body")
-    if ours is not None:
-        return ours, ours.length, True
-    length = response.headers.get("Content-Length", "")
-    return _Pieces(response.iter_raw()), int(length) if length.isdecimal() else None, False
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
 from ..contract.wire import REQUEST_ID_HEADER
+from .asked import Asked
 from .endpoints import Endpoint, Replicas
-from .failures import failure
 from .options import HttpOptions
 from .replies import Reply
 from .retry import Retry
@@ -57,12 +57,25 @@ class Service:
         accept: str,
         body: bytes | None = None,
         content_type: str = "",
-        line: Line | None = None,
     ) -> Reply:
-        """Send a request, and get the reply: status 200 and the media type asked for. line: to wake this thread by.
+        """Send a request, and get the reply: status 200 and the media type asked for.
 
         Raises ServiceError when the service answered with a problem, TransportError when no proper answer came.
         """
+        return self.send(endpoint, method, path, params, accept, body, content_type).reply()
+
+    def send(
+        self,
+        endpoint: Endpoint,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        accept: str,
+        body: bytes | None = None,
+        content_type: str = "",
+        line: Line | None = None,
+    ) -> Asked:
+        """The same in two steps: whatever goes wrong is raised with the reply. line: to wake by it who waits for the reply."""
         target = endpoint.prefix + path + (f"?{urlencode(params)}" if params else "")
         url = endpoint.url.removesuffix(endpoint.prefix) + target
         options = self.options
@@ -73,12 +86,5 @@ class Service:
             headers["Authorization"] = f"Bearer {options.token}"
         request_id = new_request_id()
         session = self.sessions.here()
-        try:
-            response = session.send(method, url, headers, (REQUEST_ID_HEADER, request_id), body, line or Line())
-        except Exception as error:
-            if not isinstance(error, session.errors):
-                raise
-            raise failure(error, url) from error
-        reply = Reply(response, url, target, request_id, session.errors)
-        reply.check(accept)
-        return reply
+        call = session.send(method, url, headers, (REQUEST_ID_HEADER, request_id), body, line or Line())
+        return Asked(call, session.errors, url, target, request_id, accept)

@@ -64,28 +64,24 @@ class Line:
 
 
 class Response(http.client.HTTPResponse):
-    """http.client's reply, with a way to its body that passes fewer layers."""
+    """http.client's reply, with a way to its body that passes fewer layers. Closing it leaves the socket open."""
 
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp = io.BufferedReader(_Raw(sock, self.fp), _HEAD_BYTES)
+    def __init__(self, sock: socket.socket, method: str) -> None:
+        super().__init__(_Source(sock), method=method)  # type: ignore[arg-type] # all that it wants of a socket is makefile
 
 
-class _Raw(io.RawIOBase):
+class _Source(io.RawIOBase):
     """What BufferedReader reads from: small reads through its buffer, those of more than a buffer straight from here."""
 
-    def __init__(self, sock: socket.socket, file: io.BufferedIOBase) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
-        # http.client closes the socket at the head of a reply with "Connection: close"; this keeps it open for the body.
-        self._file = file
         self._wait_all = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_WAITALL
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self, _HEAD_BYTES)
 
     def readable(self) -> bool:
         return True
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
 
     def readinto(self, buffer: Any, /) -> int:
         # A head is shorter than the buffer, and waiting to fill that would be waiting for ever.

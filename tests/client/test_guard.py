@@ -106,6 +106,19 @@ def test_a_position_is_not_dropped_for_a_loaders_own_counting(
         next(iter(prepared))
 
 
+@pytest.mark.parametrize("dispatch_batches", [False, True])
+def test_a_state_that_counts_what_accelerate_took_ahead_is_refused(server: Server, dispatch_batches: bool) -> None:
+    train = dataset(server)
+    plain = DataLoader(train, batch_size=None)
+    prepared = prepare_data_loader(plain, num_processes=1, process_index=0, put_on_device=True, dispatch_batches=dispatch_batches)
+    for _ in prepared:
+        with pytest.raises(
+            CpstreamError, match="a loader of Accelerate takes a batch ahead of the loop, and the state would count it"
+        ):
+            train.state_dict()
+    assert train.state_dict()["epoch"] == 1
+
+
 # Skipping, as Accelerate's users and Hugging Face Trainer do when they resume
 
 

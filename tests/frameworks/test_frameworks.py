@@ -1,8 +1,8 @@
 """The blocks of docs/frameworks.md, as they stand there: three epochs with a crash in the second, in one process and in two.
 
 What reaches the model is counted: every rank gets what torch's DistributedSampler gives it, each sample once an epoch, and after
-the crash what follows the checkpoint. `make test` runs the light ones, in one process; `make test-frameworks` all, and skips those
-that do not install.
+the crash what follows the checkpoint, with the weights of just then, because a state that is ahead of the model would lose a batch.
+`make test` runs the light ones, in one process; `make test-frameworks` all, and skips those that do not install.
 """
 
 import os
@@ -14,10 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 from _pytest.mark import ParameterSet
 from conftest import Server
 from oracle import indices_of, local
 from recorder import digest
+
+from cpstream_client import CpstreamError
+from cpstream_client.torch import StreamingEmbeddingsDataset, loader
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "frameworks.md").read_text()
@@ -61,21 +65,23 @@ def run(name: str, processes: int, url: str, folder: Path, attempt: str) -> subp
         assert SCALED[name] in code
         code = code.replace(SCALED[name], SCALED[name].replace("1", str(processes)))
     first = "import recorder\n"
-    if name == "ray":
-        hook = {"worker_process_setup_hook": "recorder.in_ray"}
-        first += f"import ray\nray.init(num_cpus={processes + 1}, include_dashboard=False, runtime_env={hook})\n"
+    if name == "ray":  # whose training is in processes of its own; not in all, because each would load torch
+        code = code.replace("def training():\n", "def training():\n    import recorder\n")
+        first = f"import ray\nray.init(num_cpus={processes + 1}, include_dashboard=False)\n"
     (folder / "train.py").write_text(first + code)
     environment = os.environ | {
         "RECORD": str(folder / attempt),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # each report waits for it
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
     if attempt == "first":
         environment |= {"CRASH_AFTER": str(CRASH_AFTER[processes])} | ({"CRASH_BY_ERROR": "1"} if name == "ray" else {})
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(torchrun if processes > 1 and name != "ray" else []), "train.py"]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=140)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
 
 
 def cases() -> list[ParameterSet]:
@@ -99,8 +105,24 @@ def test_each_sample_reaches_the_model_once_an_epoch_and_after_a_crash(
         wanted = expected(rank, processes)
         assert recorded(tmp_path / f"first.{rank}") == wanted[: CRASH_AFTER[processes]]
         assert recorded(tmp_path / f"second.{rank}") == wanted[RESUMED_AT[name][processes] :]
+        before, after = ((tmp_path / f"{attempt}.{rank}.weights").read_text().split() for attempt in ("first", "second"))
+        assert len(set(before)) == CRASH_AFTER[processes] + 1
+        assert after[0] == before[RESUMED_AT[name][processes]]
 
 
 def test_each_block_is_run_and_each_sample_can_be_told() -> None:
     assert set(BLOCKS) == set(RESUMED_AT)
     assert len(index_of()) == N
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("default")  # of Ray's imports
+def test_a_state_that_counts_what_ray_took_ahead_is_refused(server: Server) -> None:
+    utils = pytest.importorskip("ray.train.torch.train_loop_utils", reason="ray is not installed; make test-frameworks does it")
+    train = loader(StreamingEmbeddingsDataset(server.url, "train", batch_size=BATCH_SIZE))
+    for _ in utils._WrappedDataLoader(train, torch.device("cpu"), True):  # what prepare_data_loader makes
+        with pytest.raises(
+            CpstreamError, match="prepare_data_loader takes a batch ahead of the loop, and the state would count it"
+        ):
+            train.state_dict()
+    assert train.state_dict()["epoch"] == 1

@@ -88,6 +88,25 @@ def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, star
         )
 
 
+def refuse_state_ahead(dataset: object, taker: str) -> None:
+    """A state that would count a batch that the model has not seen. taker: who is iterating over a Loader and takes one ahead."""
+    accelerate: Any = sys.modules.get("accelerate")
+    active = accelerate.state.GradientState().active_dataloader if accelerate is not None else None
+    ahead = getattr(active, "dataset", None) is dataset and not getattr(active, "use_stateful_dataloader", False)
+    if ahead and isinstance(active, (accelerate.data_loader.DataLoaderShard, accelerate.data_loader.DataLoaderDispatcher)):
+        taker = "a loader of Accelerate"
+    if taker:
+        raise CpstreamError(
+            f"{taker} takes a batch ahead of the loop, and the state would count it although the model has not seen it: use the "
+            "loader of cpstream_client.torch.loader(dataset, device=...) as it is"
+        )
+
+
+def taker_ahead(loader: object, who: object) -> str:
+    """The name of what takes batches of a Loader one ahead of the loop, as Ray Train's prepare_data_loader does; "" if nothing."""
+    return "Ray Train's prepare_data_loader" if getattr(who, "_dataloader", None) is loader and hasattr(who, "next_batch") else ""
+
+
 def warn_of_repetition(dataset: object) -> None:
     warnings.warn(
         f"{dataset!r} begins the same shuffled epoch again, in the same order: call set_epoch(epoch) before each, or use "

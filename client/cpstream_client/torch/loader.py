@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from .device import to_device
+from .guard import caller, taker_ahead
 from .items import Item
 from .streaming import StreamingEmbeddingsDataset
 
@@ -22,6 +23,11 @@ class Loader(DataLoader[Item]):
 
     def __iter__(self) -> Iterator[Item]:  # type: ignore[override]
         """Begins at the first next(), as the dataset's own iterator."""
+        self.dataset.taker_ahead = taker_ahead(self, caller())
+        yield from self._iterate()
+        self.dataset.taker_ahead = ""
+
+    def _iterate(self) -> Iterator[Item]:
         if not self.num_workers and self.device is None:
             self.dataset.prepare_run(advances=self.advance)
             yield from super().__iter__()

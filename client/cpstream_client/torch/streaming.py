@@ -27,6 +27,7 @@ from .guard import (
     refuse_collation,
     refuse_replacing,
     refuse_sharding,
+    refuse_state_ahead,
     warn_of_repetition,
 )
 from .items import Item, StreamingOptions, Usual, cut
@@ -121,6 +122,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
         self._prepared: Run | None = None
         self._worker_resume: Mapping[str, Any] | None = None
         self._warned = False
+        self.taker_ahead = ""  # who takes batches of a Loader before the loop asks for them
         self._chosen = False  # by the caller, and not by a loader's own counting
 
     @property
@@ -287,6 +289,7 @@ class StreamingEmbeddingsDataset(IterableDataset[Item]):
                 "state_dict() cannot know which of the batches that DataLoader workers fetched ahead have reached the loop; "
                 "make the loader by cpstream_client.torch.loader(dataset, num_workers=...) and use its state_dict()"
             )
+        refuse_state_ahead(self, self.taker_ahead)
         at = (self._position.epoch, self._position.start) if run is None else run.resume_at()
         return state_of(self._identity(), self._share, *at)
 

@@ -18,7 +18,8 @@ from cpstream_client.contract.bodies import AlignmentReport
 from .align.splits import align_all
 from .align.verdict import refuse
 from .errors import DataError
-from .settings import DataSettings, SettingsError, as_arguments
+from .setting_errors import SettingsError, as_arguments
+from .settings import DataSettings
 
 
 @contextmanager

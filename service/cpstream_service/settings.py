@@ -3,49 +3,24 @@
 The command line builds these objects and hands them to `create_app`; importing this reads neither environment nor disk.
 """
 
-import json
 import os
 import re
-import shlex
-from collections.abc import Callable
 from dataclasses import field
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, cast
+from typing import Annotated, Literal, Self
 
-from annotated_types import Ge, Le
-from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
 
 from cpstream_client.contract.token import clean_token, read_token
 from cpstream_client.contract.wire import COLUMNS, is_misspelt
 
-T = TypeVar("T")
+from .setting_errors import ENV_PREFIX, SettingsError, in_our_words
+
 TextCount = Literal["characters", "no-spaces", "letters"]
-ENV_PREFIX = "CPSTREAM_"
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"\{[A-Za-z_]*\}")
-
-
-class SettingsError(ValueError):
-    """A setting is out of range. The message names it, its value, its range and its variable."""
-
-
-def in_our_words(kind: type[T]) -> type[T]:
-    """Class decorator: what pydantic refuses is a SettingsError in one line."""
-    original: Callable[..., None] = kind.__init__
-
-    @wraps(original)
-    def __init__(self: T, *args: Any, **values: Any) -> None:
-        try:
-            original(self, *args, **values)
-        except ValidationError as error:
-            raise SettingsError(sentence(error)) from None
-
-    kind.__init__ = __init__  # type: ignore[method-assign,assignment]
-    return kind
 
 
 def _default_snapshot_dir() -> Path:
@@ -228,68 +203,3 @@ class ServeSettings:
                 )
             object.__setattr__(self, "token", token)
         return self
-
-
-# What is wrong, in one line
-
-
-def sentence(error: ValidationError) -> str:
-    """What pydantic refuses: the setting, its value, what it must be, and its option and variable."""
-    return "; ".join(_sentence(dict(entry)) for entry in error.errors(include_url=False))
-
-
-def _sentence(entry: dict[str, Any]) -> str:
-    if entry["type"] == "value_error":  # of our own validators
-        return str(entry["ctx"]["error"])
-    name = str(entry["loc"][0])
-    if entry["type"] == "unexpected_keyword_argument":
-        return f"{name} is no setting; settings: {', '.join([*fields_of(DataSettings), *fields_of(ServeSettings)])}"
-    value = entry["input"]
-    expected, is_range = _expected(name, entry)
-    shown = str(value) if is_range else json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
-    return f"{name} is {shown}; it must be {expected} (--{name.replace('_', '-')}, {ENV_PREFIX}{name.upper()})"
-
-
-def _expected(name: str, entry: dict[str, Any]) -> tuple[str, bool]:
-    """What a setting must be, and whether that is a range."""
-    kind, bounds = entry["type"], _range_of(name)
-    if kind in ("greater_than_equal", "less_than_equal"):
-        return bounds, True
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", entry["ctx"]["expected"])
-        return f"one of {', '.join(choices)}", False
-    what = _KINDS.get(kind.partition("_")[0]) or entry["msg"].removeprefix("Input should be ")
-    return ", ".join(part for part in (what, bounds) if part), kind == "finite_number"
-
-
-_KINDS = {"int": "a whole number", "float": "a number", "finite": "a number", "bool": "true or false", "string": "text"}
-"""What a value should be, by the first word of pydantic's error type."""
-
-
-def _range_of(name: str) -> str:
-    """The range of a number, in words; nothing where it has none."""
-    info = {**fields_of(DataSettings), **fields_of(ServeSettings)}[name]
-    low = next((bound.ge for bound in info.metadata if isinstance(bound, Ge)), None)
-    high = next((bound.le for bound in info.metadata if isinstance(bound, Le)), None)
-    if high is not None:
-        return f"from {low} to {high}"
-    return "" if low is None else f"{low} or more"
-
-
-def fields_of(kind: type[DataSettings] | type[ServeSettings]) -> dict[str, FieldInfo]:
-    """The settings of a class, by name."""
-    return cast(dict[str, FieldInfo], kind.__pydantic_fields__)  # type: ignore[union-attr]
-
-
-_VARIABLES = re.compile(rf" \((?:--[a-z-]+, )?(?:{ENV_PREFIX}[A-Z_]+(?:, )?)+\)")
-_ROOTS = re.compile(r"--map-root \S+(?: --map-root \S+)*")
-_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]+[a-z])(?! [\w-]+=)")
-_AS_ARGUMENT = {"splits": "split=", "strict": "strict=True"}
-"""Where the local twin's argument is not the option's name with = behind it."""
-
-
-def as_arguments(text: str) -> str:
-    """An error's text for a Python caller: options as arguments of the local twin, without the variables."""
-    text = _ROOTS.sub(lambda found: f"map_root={tuple(shlex.split(found[0])[1::2])!r}", _VARIABLES.sub("", text))
-    text = re.sub(r"--(match|source-type) ([a-z-]+)", lambda found: f'{found[1].replace("-", "_")}="{found[2]}"', text)
-    return _OPTION.sub(lambda found: _AS_ARGUMENT.get(found[1], found[1].replace("-", "_") + "="), text)

@@ -10,7 +10,8 @@ import pytest
 from data import write_cps
 
 from cpstream_service.errors import DataError
-from cpstream_service.settings import DataSettings, SettingsError
+from cpstream_service.setting_errors import SettingsError
+from cpstream_service.settings import DataSettings
 from cpstream_service.sources.cps_table import CpsTable, read_cps_table
 
 

@@ -13,7 +13,8 @@ from data import cps_of, make_rows, make_settings, write_cps, write_npy
 
 from cpstream_service.dataset import RegressionEmbeddingsDataset
 from cpstream_service.errors import DataError
-from cpstream_service.settings import DataSettings, SettingsError
+from cpstream_service.setting_errors import SettingsError
+from cpstream_service.settings import DataSettings
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Split
 

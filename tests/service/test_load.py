@@ -10,7 +10,8 @@ import pytest
 from data import cps_of, make_rows, make_settings, run_python, write_cps, write_dataset, write_npy
 
 from cpstream_service.errors import AlignmentError, DataError
-from cpstream_service.settings import DataSettings, SettingsError
+from cpstream_service.setting_errors import SettingsError
+from cpstream_service.settings import DataSettings
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import MANIFEST
 

@@ -12,7 +12,8 @@ from pairs import recordings, some
 
 from cpstream_service.align.align import AlignedSplit, align, num_lost
 from cpstream_service.align.match import PLAIN, MatchRule
-from cpstream_service.settings import SettingsError, parse_root
+from cpstream_service.setting_errors import SettingsError
+from cpstream_service.settings import parse_root
 from cpstream_service.sources.cps_table import CpsTable
 from cpstream_service.sources.rows import SourceSplit
 

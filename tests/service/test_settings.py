@@ -9,7 +9,8 @@ from conftest import DEMO_DATA
 from data import run_python
 
 from cpstream_service.cli.app import run, variables
-from cpstream_service.settings import DataSettings, ServeSettings, SettingsError
+from cpstream_service.setting_errors import SettingsError
+from cpstream_service.settings import DataSettings, ServeSettings
 
 SMALL_PNG = DEMO_DATA.parents[2] / "docs" / "images" / "benchmark.png"
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from cpstream_client.errors import CpstreamError
 
 from ..errors import DataError
-from ..settings import ENV_PREFIX, SettingsError, sentence
+from ..setting_errors import ENV_PREFIX, SettingsError, sentence
 from .ask import info, plan
 from .check import check
 from .common import FAILED, USAGE, commas, complain, failed

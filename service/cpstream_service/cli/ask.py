@@ -12,7 +12,7 @@ from cpstream_client import BatchQuery, Client, PlanStep, Retry, SplitInfo
 from cpstream_client.contract.plan import Remainder, Shuffle
 from cpstream_client.contract.token import read_token
 
-from ..settings import ENV_PREFIX, SettingsError
+from ..setting_errors import ENV_PREFIX, SettingsError
 from ..text import plain
 from .common import MAX_NAME, AsJson, console, others, table_of
 

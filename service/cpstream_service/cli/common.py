@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..settings import ENV_PREFIX, ChromaSettings, DataSettings, ServeSettings, SettingsError
+from ..setting_errors import ENV_PREFIX, SettingsError
+from ..settings import ChromaSettings, DataSettings, ServeSettings
 from ..text import plain, shortened
 
 FAILED, USAGE = 1, 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..align.align import AlignedSplit
 from ..align.drops import DroppedRow
 from ..errors import DataError
-from ..settings import SettingsError
+from ..setting_errors import SettingsError
 
 SUFFIXES = (".csv", ".parquet")
 COLUMNS = ("split", *DroppedRow._fields)

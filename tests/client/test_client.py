@@ -366,7 +366,7 @@ def test_replaced_data_stop_a_loop_with_a_typed_error(
 
 @pytest.mark.parametrize("error", [MemoryError("full"), KeyError("a bug"), SystemExit(3), DatasetChanged("x")])
 def test_any_error_in_the_thread_reaches_the_loop(server: Server, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    real = fetch.read_batches
+    real = course_module.read_batches
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", 128)  # one training batch a record
 
     def broken(*args):  # type: ignore[no-untyped-def]
@@ -374,7 +374,7 @@ def test_any_error_in_the_thread_reaches_the_loop(server: Server, monkeypatch: p
         yield next(batches)
         raise error
 
-    monkeypatch.setattr(fetch, "read_batches", broken)
+    monkeypatch.setattr(course_module, "read_batches", broken)
     dataset = StreamingEmbeddingsDataset(server.url, "train", batch_size=16, columns=("index",))
     loop = iter(dataset)
     assert next(loop)[0].tolist() == list(range(16))  # what had arrived before

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from cpstream_client import BatchQuery, Client, Retry, TransportError, UnavailableError
 from cpstream_client.stream import course as course_module
 from cpstream_client.stream import fetch
-from cpstream_client.stream.course import Course
+from cpstream_client.stream.course import Ask, Course
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.transport import endpoints as replicas
 from cpstream_service.app import create_app
@@ -72,6 +72,12 @@ def closing(app: ASGIApp) -> ASGIApp:
         await app(scope, receive, closing_send if scope["type"] == "http" else send)
 
     return closes
+
+
+def first_ask(course: Course) -> Ask:
+    ask = course.ask(0, 20_000)
+    assert ask is not None
+    return ask
 
 
 def indices(batches: Iterator[object]) -> list[int]:
@@ -174,7 +180,7 @@ def test_the_next_request_goes_out_before_the_last_reply_ends(pair: list[tuple[s
     made.service = replace(made.service, request_bytes=20_000)
     with made as remote:
         course = Course(QUERY, remote.split("train"))
-        _, per_request = course.request(0, 20_000)
+        per_request = first_ask(course).count
         batches = iter(fetch.EpochFetcher(remote.service, course, remote._memory))
         for _ in range(per_request - fetch.ASK_AHEAD_BATCHES):
             next(batches)
@@ -207,7 +213,7 @@ def test_an_endpoint_that_cannot_be_asked_ahead_costs_nothing_that_has_arrived(
     assert len(refused) == 1
     assert first.count == 1
     record_batches = len(course)
-    _, per_request = course.request(0, 20_000)
+    per_request = first_ask(course).count
     assert second.count == -(-(record_batches - per_request) // per_request)  # not one more: nothing was fetched twice
 
 

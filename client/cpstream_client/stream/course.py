@@ -1,14 +1,18 @@
 """What to ask for: a query as a course of record batches, and back to training batches."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Plan
-from ..contract.wire import COLUMNS, BatchQuery
-from .reader import Batch
+from ..contract.wire import COLUMNS, BatchQuery, split_path, stream_metadata
+from ..transport.endpoints import Endpoint
+from ..transport.replies import Reply
+from .messages import Memory
+from .reader import Batch, Expected, read_batches
 
 WIRE_BATCH_BYTES = 2 * 1024**2
 """Of one record batch, made of as many training batches as fit: each costs about 50 microseconds to parse."""
@@ -16,6 +20,42 @@ WIRE_BATCH_ROWS = 16_384
 """And at most: where no embeddings are asked for, the service is busy with rows, and not with bytes."""
 PATH_BYTES = 64
 """What a path counts as, before its length is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One request for some of a course's record batches, from the `first` on, and what its reply must hold.
+
+    rows: samples of each record batch. Depends on the course alone: any endpoint can be asked, any number of times.
+    """
+
+    method: str
+    path: str
+    params: Mapping[str, str]
+    first: int
+    rows: list[int]
+    expected: Expected
+    body: bytes | None = None
+    content_type: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many record batches the reply holds."""
+        return len(self.rows)
+
+    def read(self, reply: Reply, endpoint: Endpoint, memory: Memory) -> Iterator[Batch]:
+        """The record batches of an endpoint's reply, each verified before it is handed out. Raises as read_batches."""
+        return read_batches(reply, endpoint, self.expected, self.rows, memory)
+
+
+class Asking(Protocol):
+    """A sequence of record batches, and the requests that fetch them."""
+
+    def more(self, first: int) -> bool:
+        """Whether there are record batches from the `first` on; waits where that is not known yet."""
+
+    def ask(self, first: int, max_bytes: int) -> Ask | None:
+        """The request for record batches from the `first` on, about max_bytes of them; None where there are none yet."""
 
 
 class Course:
@@ -68,11 +108,19 @@ class Course:
         """How many samples each of these record batches holds."""
         return [len(range(*self._wire.step_bounds(step))) for step in self._steps[first : first + count]]
 
-    def request(self, first: int, max_bytes: int) -> tuple[BatchQuery, int]:
-        """The query for the record batches from the `first` on, about max_bytes of them, and how many its reply holds."""
+    def more(self, first: int) -> bool:
+        return first < len(self)
+
+    def ask(self, first: int, max_bytes: int) -> Ask | None:
+        if first >= len(self):
+            return None
         count = min(max(1, max_bytes // self._record_bytes), len(self) - first)
         start = self._wire.start_after(self._steps[first])
-        return replace(self._query, start=start, worker=0, limit=count), count
+        query = replace(self._query, start=start, worker=0, limit=count)
+        rows, info = self.rows(first, count), self.info
+        metadata = stream_metadata(info.split, info.fingerprint, query, sum(rows), count)
+        expected = Expected(info.embedding_dim, query.dtype, query.columns, metadata)
+        return Ask("GET", split_path(info.split, "batches"), query.to_params(), first, rows, expected)
 
 
 def _row_bytes(query: BatchQuery, dim: int) -> int:

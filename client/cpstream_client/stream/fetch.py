@@ -9,16 +9,17 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from ..contract.wire import ARROW_STREAM, BatchQuery, split_path, stream_metadata
+from ..contract.wire import ARROW_STREAM
 from ..errors import CpstreamError
 from ..transport.asked import Asked
 from ..transport.endpoints import Endpoint
+from ..transport.replies import Reply
 from ..transport.retry import Patience
 from ..transport.service import Service
 from ..transport.sockets import Line
-from .course import Course
+from .course import Ask, Asking
 from .messages import Memory
-from .reader import Batch, Expected, read_batches
+from .reader import Batch
 
 ASK_AHEAD_BATCHES = 4
 """The next request goes out when this many record batches of the last one are still to come."""
@@ -27,23 +28,30 @@ _JOIN_TIMEOUT_S = 2.0
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """For record batches first to first + count. asked: as soon as it is sent."""
+    """asked: as soon as it is sent."""
 
     endpoint: Endpoint
-    query: BatchQuery
-    first: int
-    count: int
+    ask: Ask
     line: Line = field(default_factory=Line)
     asked: Asked | None = None
 
     @property
     def behind(self) -> int:
-        return self.first + self.count
+        return self.ask.first + self.ask.count
 
-    def send(self, service: Service, split: str) -> Asked:
-        path, params = split_path(split, "batches"), self.query.to_params()
-        self.asked = service.send(self.endpoint, "GET", path, params, ARROW_STREAM, line=self.line)
-        return self.asked
+    def send(self, service: Service) -> None:
+        ask = self.ask
+        self.asked = service.send(
+            self.endpoint, ask.method, ask.path, ask.params, ARROW_STREAM, ask.body, ask.content_type, self.line
+        )
+
+    def hurry(self) -> None:
+        if self.asked is not None:
+            self.asked.hurry()
+
+    def reply(self) -> Reply:
+        assert self.asked is not None  # noqa: S101 - it has been sent
+        return self.asked.reply()
 
     def abandon(self) -> None:
         """Nobody wants the reply any more."""
@@ -58,7 +66,7 @@ class EpochFetcher:
     turn: which of the endpoints to prefer, so that ranks and workers spread over them.
     """
 
-    def __init__(self, service: Service, course: Course, memory: Memory, turn: int = 0) -> None:
+    def __init__(self, service: Service, course: Asking, memory: Memory, turn: int = 0) -> None:
         self._service, self._course, self._memory, self._turn = service, course, memory, turn
         self._endpoint = service.replicas.choose(turn)
         self._open: list[_Request] = []
@@ -70,7 +78,7 @@ class EpochFetcher:
         patience = Patience(self._service.retry, len(replicas), is_contact=not replicas.met)
         done = 0
         try:
-            while done < len(self._course) and not self._aborted.is_set():
+            while not self._aborted.is_set() and self._course.more(done):
                 try:
                     for batch in self._from(done):
                         yield batch
@@ -99,42 +107,35 @@ class EpochFetcher:
 
     def _from(self, done: int) -> Iterator[Batch]:
         """Record batches from `done` to the end of the course; ends with the first error, which is self._endpoint's."""
-        split = self._course.info.split
-        request = self._request(done)
-        asked = request.send(self._service, split)
-        while True:
-            self._endpoint = request.endpoint
-            has_more = request.behind < len(self._course)
-            ask_at = min(ASK_AHEAD_BATCHES, request.count) if has_more else 0
-            with asked.reply() as reply:
-                batches = read_batches(reply, request.endpoint, self._expected(request), self._rows(request), self._memory)
-                for left, batch in zip(range(request.count, 0, -1), batches, strict=True):
-                    if left == ask_at:
-                        following = self._request(request.behind)
-                        asked = following.send(self._service, split)
-                        asked.hurry()
+        request = self._send(done)
+        while request is not None:
+            self._endpoint, count = request.endpoint, request.ask.count
+            following: _Request | None = None
+            with request.reply() as reply:
+                batches = request.ask.read(reply, request.endpoint, self._memory)
+                for left, batch in zip(range(count, 0, -1), batches, strict=True):
+                    if following is None and left <= ASK_AHEAD_BATCHES:
+                        following = self._send(request.behind)
+                        if following is not None:
+                            following.hurry()
                     yield batch
                     del batch
             self._open.remove(request)
             self._service.replicas.worked(request.endpoint)
-            if not has_more:
-                return
+            if following is None and self._course.more(request.behind):
+                following = self._send(request.behind)
             request = following
 
-    def _rows(self, request: _Request) -> list[int]:
-        return self._course.rows(request.first, request.count)
-
-    def _expected(self, request: _Request) -> Expected:
-        info, query = self._course.info, request.query
-        metadata = stream_metadata(info.split, info.fingerprint, query, sum(self._rows(request)), request.count)
-        return Expected(info.embedding_dim, query.dtype, query.columns, metadata)
-
-    def _request(self, first: int) -> _Request:
-        query, count = self._course.request(first, self._service.request_bytes)
-        request = _Request(self._service.replicas.choose(self._turn), query, first, count)
+    def _send(self, first: int) -> _Request | None:
+        """Send the request for what can be asked for by now, from the record batch `first` on."""
+        ask = self._course.ask(first, self._service.request_bytes)
+        if ask is None:
+            return None
+        request = _Request(self._service.replicas.choose(self._turn), ask)
         self._open.append(request)
         if self._aborted.is_set():
             request.line.abort()
+        request.send(self._service)
         return request
 
     def _abandon(self) -> list[_Request]:

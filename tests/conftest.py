@@ -11,6 +11,7 @@ Helpers, by `from conftest import ...`:
 
     serving(app)                the same as a context manager, for an app of one's own; yields the URL
     grown(snapshot, split, n)   the snapshot with that split repeated to n samples in memory, for replies that no buffer swallows
+    published(split)            its metadata as a service with default settings tells it
     stalled_stream(url, path)   a connection that asks for the path and then reads no more
     bound(port)                 a TCP socket to listen at, whose connections send small replies at once
     poll(condition)             wait until condition() is true
@@ -32,10 +33,11 @@ import pytest
 import uvicorn
 from starlette.types import ASGIApp
 
+from cpstream_client.contract.bodies import SplitInfo
 from cpstream_service.app import create_app
 from cpstream_service.settings import DataSettings, ServeSettings
 from cpstream_service.snapshot.load import load
-from cpstream_service.snapshot.store import Snapshot
+from cpstream_service.snapshot.store import Snapshot, Split
 
 DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
 
@@ -112,6 +114,11 @@ def grown(snapshot: Snapshot, split: str, num_samples: int) -> Snapshot:
         info=old.info.model_copy(update={"num_samples": num_samples}),
     )
     return replace(snapshot, splits=snapshot.splits | {split: new})
+
+
+def published(split: Split) -> SplitInfo:
+    longest = max(len(path.encode()) for path in split.file_paths.to_pylist())
+    return split.info.model_copy(update={"max_path_bytes": longest, "max_reply_bytes": ServeSettings().max_reply_bytes})
 
 
 @contextmanager

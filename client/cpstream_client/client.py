@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from .buffers import BufferPool
 from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitInfo, SplitList
+from .contract.plan import Indices
 from .contract.wire import (
     API_PREFIX,
     ARROW_STREAM,
@@ -34,7 +35,8 @@ from .frames import frame_of, import_pandas, join
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
-from .stream.reader import Batch, Expected, read_batches, to_arrow
+from .stream.reader import Batch, Expected, joined, read_batches, to_arrow
+from .stream.sizes import sizes_of
 from .transport.endpoints import Endpoint
 from .transport.options import (
     Auth,
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+MAX_INDICES = 8 * 1024**2
+"""Of one request: its body has at most 64 MiB."""
 
 
 class Client:
@@ -157,7 +161,7 @@ class Client:
     def file_paths(self, split: str, *, info: SplitInfo | None = None) -> list[str]:
         """The file paths of a split, by index. info: the split as known, to pin its data."""
         paths: list[str] = []
-        for batch in self.batches(split, BatchQuery(batch_size=4096, columns=("file_path",)), info=info):
+        for batch in self.whole(("file_path",), info or self.split(split)):
             paths += batch.file_paths or ()
         return paths
 
@@ -172,10 +176,15 @@ class Client:
         data. Raises ValueError for a parameter that is out of range, and for a column that the split does not have.
         """
         query = replace(query or BatchQuery(), **parameters)
-        info = info or self.split(split)
-        course = Course(query, info)
-        fetcher = EpochFetcher(self.service, course, self._memory, turn=os.getpid())
-        return cut(trim(fetcher, course), course.batch_size)
+        course = Course(query, info or self.split(split))
+        return cut(self._records(course), course.batch_size)
+
+    def whole(self, columns: tuple[Column, ...], info: SplitInfo, dtype: Dtype = "float32") -> Iterator[Batch]:
+        """All samples of a split by index, in batches of whatever size comes best."""
+        return self._records(Course(BatchQuery(batch_size=1, dtype=dtype, columns=columns), info))
+
+    def _records(self, course: Course) -> Iterator[Batch]:
+        return trim(EpochFetcher(self.service, course, self._memory, turn=os.getpid()), course)
 
     def record_batches(self, split: str, query: BatchQuery | None = None, **parameters: Any) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches with the columns of the query."""
@@ -195,7 +204,7 @@ class Client:
         columns: tuple[Column, ...] = DEFAULT_COLUMNS,
         info: SplitInfo | None = None,
     ) -> Batch:
-        """The samples at any indices, in the order asked. indices (B,) integers in [0, num_samples).
+        """The samples at any indices, in the order asked. indices (B,) integers in [0, num_samples). By one request, if it may be.
 
         Raises InvalidRequestError (index-out-of-range) when one is outside the split, TypeError when they are not integers.
         """
@@ -203,21 +212,28 @@ class Client:
         if given.size and given.dtype.kind not in "iu":
             raise TypeError(f"the indices are {given.dtype}; they must be whole numbers")
         wanted = np.ascontiguousarray(given, dtype="<i8").reshape(-1)
-        body = wanted.tobytes()
         info = info or self.split(split)
-        query = BatchQuery(batch_size=max(1, len(wanted)), dtype=dtype, columns=(*columns, "index"))
+        query = BatchQuery(dtype=dtype, columns=(*columns, "index"))
         query.check_columns(info.labels)
-        path = split_path(split, "take")
-        params = {"dtype": dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
-        metadata = {"split": split, "fingerprint": info.fingerprint, "num_rows": str(len(wanted))}
-        expected = Expected(info.embedding_dim, dtype, query.columns, metadata)
+        most = min(sizes_of(dtype, query.columns, info).rows() or MAX_INDICES, MAX_INDICES)
+        parts = [wanted[low : low + most] for low in range(0, len(wanted), most)] or [wanted]
+        batch = joined([self._take(part, query, info) for part in parts])
+        return batch if "index" in columns else replace(batch, index=None)
+
+    def _take(self, wanted: Indices, query: BatchQuery, info: SplitInfo) -> Batch:
+        """By one request. wanted (B,) little-endian int64; the query's columns hold index."""
+        body = wanted.tobytes()
+        path = split_path(info.split, "take")
+        params = {"dtype": query.dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}
+        metadata = {"split": info.split, "fingerprint": info.fingerprint, "num_rows": str(len(wanted))}
+        expected = Expected(info.embedding_dim, query.dtype, query.columns, metadata)
 
         def ask(endpoint: Endpoint) -> Batch:
             with self.service.ask(endpoint, "POST", path, params, ARROW_STREAM, body, OCTET_STREAM) as reply:
                 (batch,) = read_batches(reply, endpoint, expected, [len(wanted)], self._memory)
             if batch.index is None or batch.index.tobytes() != body:
                 raise CorruptedError(f"{reply.url}: the reply holds other samples than those asked for")
-            return batch if "index" in columns else replace(batch, index=None)
+            return batch
 
         return self._retried(ask, self.service.retry)
 
@@ -229,7 +245,7 @@ class Client:
         cps = np.empty(n, np.float32)
         at = 0
         with tqdm(total=n, desc=f"downloading {split}", unit=" samples", unit_scale=True, delay=2, leave=False) as bar:
-            for batch in self.batches(split, BatchQuery(batch_size=1024, dtype=dtype, columns=("embedding", "cps")), info=info):
+            for batch in self.whole(("embedding", "cps"), info, dtype):
                 embeddings[at : at + batch.num_rows] = batch.embeddings
                 cps[at : at + batch.num_rows] = batch.cps
                 at += batch.num_rows
@@ -256,9 +272,7 @@ class Client:
         info = info or self.split(split)
         columns = tuple(name for name in columns if name != "index")
         wanted: tuple[Column, ...] = columns or ("index",)
-        return frame_of(
-            self.batches(split, BatchQuery(batch_size=4096, dtype=dtype, columns=wanted), info=info), info, columns, dtype
-        )
+        return frame_of(self.whole(wanted, info, dtype), info, columns, dtype)
 
     def join(
         self,

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Server, poll, serving
+from conftest import Server, poll, published, serving
 from torch.utils.data import DataLoader
 
 from cpstream_client import (
@@ -88,8 +88,10 @@ def test_metadata_and_samples(server: Server) -> None:
     split = server.snapshot.splits["train"]
     paths = split.file_paths.to_pylist()
     with Client(server.url) as client:
-        assert client.split("train") == split.info
-        assert {info.split: info for info in client.splits()} == {name: each.info for name, each in server.snapshot.splits.items()}
+        assert client.split("train") == published(split)
+        assert {info.split: info for info in client.splits()} == {
+            name: published(each) for name, each in server.snapshot.splits.items()
+        }
         assert client.alignment("train") == split.report
         assert [row.file_path for row in client.rows("train", 5, 3).rows] == paths[5:8]
         assert client.file_paths("train") == paths
@@ -525,7 +527,7 @@ def test_a_proxy_that_closes_after_every_reply(snapshot: Snapshot) -> None:
     with serving(closes) as url, Client(url, retry=ONCE) as client:
         assert np.array_equal(client.load("train").embeddings, split.embeddings)
         assert np.array_equal(client.take("train", [3, 1]).embeddings, split.embeddings[[3, 1]])
-        assert client.split("train") == split.info
+        assert client.split("train") == published(split)
 
 
 @pytest.mark.parametrize("status", [502, 503, 504, 429])

@@ -8,7 +8,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Server, poll
+from conftest import Server, poll, published
 from starlette.requests import Request
 
 from cpstream_client.contract import bodies, wire
@@ -53,10 +53,10 @@ def test_stale_data_is_ready_but_said_so(run_server: Callable[..., Server]) -> N
 def test_metadata_equals_the_snapshot(http: httpx.Client, server: Server, dev: Split) -> None:
     listed = bodies.SplitList.model_validate_json(http.get("/v1/splits").content)
     assert listed == bodies.SplitList(
-        fingerprint=server.snapshot.fingerprint, splits=tuple(split.info for split in server.snapshot.splits.values())
+        fingerprint=server.snapshot.fingerprint, splits=tuple(published(split) for split in server.snapshot.splits.values())
     )
     one = bodies.SplitInfo.model_validate_json(http.get("/v1/splits/dev").content)
-    assert one == dev.info
+    assert one == published(dev)
     assert one.cps.mean == pytest.approx(float(np.mean(dev.cps, dtype=np.float64)))
     assert (one.num_samples, one.embedding_dim) == dev.embeddings.shape
     assert bodies.AlignmentReport.model_validate_json(http.get("/v1/splits/dev/alignment").content) == dev.report

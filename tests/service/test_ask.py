@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from conftest import Server
+from conftest import Server, published
 
 from cpstream_service.cli.app import run
 from cpstream_service.snapshot.store import Snapshot
@@ -44,7 +44,7 @@ def test_info_as_json_is_what_the_service_says(
     server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     listed = json.loads(printed(monkeypatch, capsys, 20, "info", server.url, "--json"))
-    assert listed == [split.info.model_dump(mode="json") for split in server.snapshot.splits.values()]
+    assert listed == [published(split).model_dump(mode="json") for split in server.snapshot.splits.values()]
 
 
 def test_names_of_others_are_neither_markup_nor_obeyed(

@@ -20,6 +20,10 @@ class Body(BaseModel, frozen=True):
 # Splits
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class CpsStats(Body, frozen=True):
     """CPS of a split, characters per second."""
 
@@ -98,6 +102,10 @@ class SplitInfo(Body, frozen=True):
     num_cps: Count = Field(description="Rows of the CPS table.")
     num_dropped: Count = Field(description="Rows that alignment left out.")
     dropped: dict[str, Count] = Field(default_factory=dict, description="The same by reason.")
+    max_path_bytes: Count | None = Field(default=None, exclude_if=_is_none, description="Length of the longest path, in UTF-8.")
+    max_reply_bytes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, exclude_if=_is_none, description="Largest reply to one batches or take request; a larger one is refused."
+    )
 
 
 class SplitList(Body, frozen=True):
@@ -108,10 +116,6 @@ class SplitList(Body, frozen=True):
 
 
 # Samples
-
-
-def _is_none(value: object) -> bool:
-    return value is None
 
 
 class Sample(Body, frozen=True):

@@ -101,7 +101,7 @@ class Epochs:
         """Further labels of a cached batch, on the device where its others are. Small enough to keep for the whole split."""
         missing = tuple(name for name in names if name not in self._labels)
         if missing:
-            parts = list(self._client.batches(self._info.split, BatchQuery(batch_size=65536, columns=missing), info=self._info))
+            parts = list(self._client.whole(missing, self._info))
             self._labels |= {name: np.concatenate([part.labels[name] for part in parts]) for name in missing}
         found = {name: self._labels[name][np.asarray(batch.index)] for name in names}
         cps: Any = batch.cps

@@ -13,6 +13,7 @@ from ..transport.endpoints import Endpoint
 from ..transport.replies import Reply
 from .messages import Memory
 from .reader import Batch, Expected, read_batches
+from .sizes import sizes_of
 
 WIRE_BATCH_BYTES = 2 * 1024**2
 """Of one record batch, made of as many training batches as fit: each costs about 50 microseconds to parse."""
@@ -72,7 +73,8 @@ class Course:
         row_bytes = _row_bytes(query, info.embedding_dim)
         self.num_steps = len(query.steps(n))  # of this worker, in training batches
         self.batch_size = query.batch_size
-        record_rows = min(WIRE_BATCH_BYTES // row_bytes, WIRE_BATCH_ROWS)
+        sizes = sizes_of(query.dtype, query.columns, info)
+        record_rows = min(WIRE_BATCH_BYTES // row_bytes, WIRE_BATCH_ROWS, sizes.rows() or WIRE_BATCH_ROWS)
         per_record = max(1, record_rows // query.batch_size) if query.num_workers == 1 else 1
         # A ragged end is cut off here; the service need not know of it.
         self._query = replace(
@@ -86,6 +88,7 @@ class Course:
         self.num_rows = query.num_rows(n)
         self._steps = range(-(-self.num_rows // self._wire.batch_size)) if query.num_workers == 1 else query.steps(n)
         self._record_bytes = self._wire.batch_size * row_bytes
+        self._most = sizes.records(self._wire.batch_size) or len(self._steps)  # that the service sends in one reply
 
     def __len__(self) -> int:
         """Record batches to fetch in all."""
@@ -114,7 +117,7 @@ class Course:
     def ask(self, first: int, max_bytes: int) -> Ask | None:
         if first >= len(self):
             return None
-        count = min(max(1, max_bytes // self._record_bytes), len(self) - first)
+        count = min(max(1, max_bytes // self._record_bytes), self._most, len(self) - first)
         start = self._wire.start_after(self._steps[first])
         query = replace(self._query, start=start, worker=0, limit=count)
         rows, info = self.rows(first, count), self.info

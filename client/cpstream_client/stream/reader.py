@@ -1,6 +1,6 @@
 """From the messages of an Arrow stream to batches: arrays that live in the buffer into which the kernel copied them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -45,6 +45,25 @@ class Batch:
             self.nbytes,
             {name: values[low:high] for name, values in self.labels.items()},
         )
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of the same columns as one, in this order."""
+    if len(batches) == 1:
+        return batches[0]
+
+    def together(parts: list[Any]) -> Any:
+        return None if parts[0] is None else np.concatenate(parts)
+
+    return Batch(
+        together([batch.embeddings for batch in batches]),
+        together([batch.cps for batch in batches]),
+        together([batch.index for batch in batches]),
+        None if batches[0].file_paths is None else [path for batch in batches for path in batch.file_paths or ()],
+        sum(batch.num_rows for batch in batches),
+        sum(batch.nbytes for batch in batches),
+        {name: together([batch.labels[name] for batch in batches]) for name in batches[0].labels},
+    )
 
 
 @dataclass(frozen=True, slots=True)

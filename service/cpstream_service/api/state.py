@@ -1,9 +1,12 @@
 """What the routes of one app share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+import numpy as np
 from fastapi import Depends, Request
+
+from cpstream_client.contract.bodies import SplitInfo
 
 from ..batches.server import BatchServer
 from ..errors import DatasetChanged, UnknownSplit
@@ -25,6 +28,17 @@ class Service:
     metrics: Metrics
     drain: Drain
     stale_reason: str | None
+    infos: dict[str, SplitInfo] = field(
+        init=False
+    )  # what is told of each split, with what a client must know to keep to the limits
+
+    def __post_init__(self) -> None:
+        limit = self.settings.max_reply_bytes
+        infos = {
+            name: split.info.model_copy(update={"max_path_bytes": _longest(split), "max_reply_bytes": limit})
+            for name, split in self.snapshot.splits.items()
+        }
+        object.__setattr__(self, "infos", infos)
 
     def split(self, name: str, pinned: str | None = None) -> Split:
         """The split of this name. Raises UnknownSplit, and DatasetChanged when its fingerprint is not the one pinned."""
@@ -34,6 +48,13 @@ class Service:
         if pinned is not None and pinned != split.fingerprint:
             raise DatasetChanged(name, pinned, split.fingerprint)
         return split
+
+
+def _longest(split: Split) -> int:
+    """Bytes of the longest path of a split."""
+    paths = split.file_paths
+    ends = np.frombuffer(paths.buffers()[1], np.int32)[paths.offset : paths.offset + len(paths) + 1]
+    return int(np.diff(ends).max(initial=0))
 
 
 async def _service(request: Request) -> Service:

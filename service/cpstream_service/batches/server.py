@@ -31,6 +31,7 @@ logger = logging.getLogger("cpstream.service")
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
+_ONE_BATCH = "lower batch_size, or ask for fewer indices at a time, or have the service allow more (--max-reply-bytes)"
 ROWS_IN_LOOP = 20_000
 """Most samples of which the event loop gathers numbers or measures paths at once: half a millisecond."""
 
@@ -104,9 +105,10 @@ class BatchServer:
     ) -> ArrowReply:
         total = len(schema) + nbytes + len(END_OF_STREAM)
         if total > self._settings.max_reply_bytes:
+            remedy = "ask for fewer with limit, and for the rest from a later start" if num_batches > 1 else _ONE_BATCH
             raise PayloadTooLarge(
                 f"the reply would hold {num_rows} samples, {total} bytes, more than the {self._settings.max_reply_bytes} allowed; "
-                "ask for fewer with limit, and for the rest from a later start"
+                + remedy
             )
         # What stands behind the embeddings of a batch is gathered at once.
         in_loop = self._residency.fits and num_rows <= ROWS_IN_LOOP * num_batches

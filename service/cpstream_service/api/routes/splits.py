@@ -14,7 +14,7 @@ from ..description import problem_replies
 from ..json_replies import CompactJson, ReadableJson, samples_of
 from ..negotiation import caching, etag_of, not_modified, target_of
 from ..parameters import RowsParameters
-from ..state import CurrentService
+from ..state import CurrentService, Service
 from .common import COMMON, NoParameters, Pinned, SplitName, v1_router
 
 DEFAULT_LENGTH = 100
@@ -28,8 +28,8 @@ router = v1_router()
 async def splits(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
     snapshot = service.snapshot
-    body = bodies.SplitList(fingerprint=snapshot.fingerprint, splits=tuple(split.info for split in snapshot.splits.values()))
-    return _metadata(request, snapshot.fingerprint, body)
+    body = bodies.SplitList(fingerprint=snapshot.fingerprint, splits=tuple(service.infos.values()))
+    return _metadata(request, service, snapshot.fingerprint, body)
 
 
 @router.get(
@@ -41,7 +41,7 @@ async def splits(request: Request, service: CurrentService, _: NoParameters) -> 
 async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
     served = service.split(split, parameters.fingerprint)
-    return _metadata(request, served.fingerprint, served.info)
+    return _metadata(request, service, served.fingerprint, service.infos[split])
 
 
 @router.get(
@@ -53,7 +53,7 @@ async def one_split(split: SplitName, request: Request, service: CurrentService,
 async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
     served = service.split(split, parameters.fingerprint)
-    return _metadata(request, served.fingerprint, served.report)
+    return _metadata(request, service, served.fingerprint, served.report)
 
 
 @router.get(
@@ -92,6 +92,7 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
     return reply
 
 
-def _metadata(request: Request, fingerprint: str, body: bodies.Body) -> Response:
-    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope)})
+def _metadata(request: Request, service: Service, fingerprint: str, body: bodies.Body) -> Response:
+    limit = str(service.settings.max_reply_bytes)
+    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope), "max_reply_bytes": limit})
     return not_modified(request, etag) or ReadableJson(body, headers={"ETag": etag, **caching(request)})

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 from urllib.parse import quote
 
 import numpy as np
@@ -38,6 +38,7 @@ from ..align.align import AlignedSplit
 from ..errors import InvalidParameter, shown
 from ..sources.rows import rows_per_chunk
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
+from .huge_pages import huge_page_writer
 
 FORMAT = 1
 EMBEDDINGS, CPS, FILE_PATHS, MANIFEST = "embeddings.npy", "cps.npy", "file_paths.arrow", "manifest.json"
@@ -210,16 +211,16 @@ def write_snapshot(
 def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     """Write one split's files. Returns its fingerprint."""
     count, dimension = len(split), split.dimension
-    with _synced(folder / EMBEDDINGS) as file:
+    with _synced(folder / EMBEDDINGS) as synced, huge_page_writer(synced) as out:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
 
         def written() -> Iterator[npt.NDArray[np.float32]]:
             rows = rows_per_chunk(dimension)
             bar = tqdm(None, f"{split.name}: snapshot", count, unit=" rows", disable=None if progress else True, delay=2)
             for low in range(0, count, rows):
                 piece = split.gather(low, min(low + rows, count)).astype("<f4", copy=False)
-                file.write(piece.data)
+                out.write(piece.data)
                 yield piece
                 bar.update(len(piece))
             bar.close()

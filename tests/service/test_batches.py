@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from wire_bytes import check_checksums
 
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import REMAINDERS
 from cpstream_client.contract.wire import ARROW_STREAM, COLUMNS, BatchQuery, Column, split_path
 from cpstream_service.app import create_app
@@ -157,6 +158,47 @@ def test_take_is_one_batch(served: Server, connection: Kept, columns: tuple[Colu
     (batch,) = pa.ipc.open_stream(body)
     check_columns(batch, indices, split.embeddings, split.cps, split.file_paths, columns)
     check_checksums(body, 1)
+
+
+def test_any_indices_are_the_batches_that_numpy_gathers(served: Server, connection: Kept) -> None:
+    split, path = served.snapshot.splits["long"], split_path("long", "batches")
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        sizes=st.lists(st.integers(0, 40) | st.sampled_from([0, 700]), max_size=6),
+        seed=st.integers(0, 99),
+        columns=st.sampled_from([COLUMNS, ("file_path",), ("embedding",), ("cps", "index")]),
+        as_json=st.booleans(),
+    )
+    def check(sizes: list[int], seed: int, columns: tuple[Column, ...], as_json: bool) -> None:
+        random = np.random.default_rng(seed)
+        wanted = [random.integers(0, 1000, size) for size in sizes]
+        sent = json.dumps({"batches": [each.tolist() for each in wanted]}).encode() if as_json else IndexBatches.of(wanted).pack()
+        kind = "application/json" if as_json else "application/octet-stream"
+        params = f"columns={','.join(columns)}&fingerprint={split.fingerprint}"
+        connection.request("POST", f"{path}?{params}", sent, {"Content-Type": kind})
+        response = connection.getresponse()
+        body = response.read()
+        assert response.status == 200, body
+        assert int(response.headers["Content-Length"]) == len(body)
+        assert (response.headers["Cache-Control"], response.headers["ETag"]) == ("no-transform", None)
+        reader = pa.ipc.open_stream(body)
+        metadata = reader.schema.metadata
+        assert (int(metadata[b"num_batches"]), int(metadata[b"num_rows"])) == (len(sizes), sum(sizes))
+        for batch, indices in zip(list(reader), wanted, strict=True):
+            batch.validate(full=True)
+            check_columns(batch, indices, split.embeddings, split.cps, split.file_paths, columns)
+        check_checksums(body, len(sizes))
+
+    check()
+
+
+def test_any_batches_as_json(served: Server, connection: Kept) -> None:
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    connection.request("POST", f"{split_path('long', 'batches')}?columns=index", b'{"batches": [[7, 0], [], [7]]}', headers)
+    reply = json.loads(connection.getresponse().read())
+    assert [[sample["index"] for sample in batch["samples"]] for batch in reply["batches"]] == [[7, 0], [], [7]]
+    assert (reply["num_rows"], [batch["step"] for batch in reply["batches"]]) == (3, [0, 1, 2])
 
 
 def test_padding_holds_nothing_of_other_replies(served: Server, connection: Kept) -> None:

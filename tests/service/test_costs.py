@@ -1,5 +1,6 @@
 """What one request may cost: memory and turns follow what there is, not what was asked for. Memory is that of a real process."""
 
+import asyncio
 import re
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from conftest import DEMO_DATA, Server, poll
 
 from cpstream_client.buffers import BufferPool
 from cpstream_client.contract import wire
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_service.api.take_body import MAX_JSON_BYTES
 from cpstream_service.batches.gather import CHUNK_FRAMES, Columns, reply
+from cpstream_service.batches.server import ROWS_IN_LOOP, BatchServer
+from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 TRAIN = "/v1/splits/train"
@@ -131,6 +135,30 @@ def test_a_length_is_known_without_making_every_frame(run_server: Callable[..., 
     for workers in ("", "&num_workers=3&worker=2"):
         httpx.head(f"{server.url}{TRAIN}/batches?batch_size=1&columns=file_path{workers}").raise_for_status()
     assert not made
+
+
+@pytest.mark.parametrize("columns", ["file_path", "embedding"])
+def test_a_length_of_any_batches_is_known_without_making_every_frame(
+    run_server: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    path, made = f"{TRAIN}/batches?columns={columns}", []
+    chosen = IndexBatches(np.arange(1800), np.array([3] * 599 + [2, 1]))
+    body, headers = chosen.pack(), {"Content-Type": wire.OCTET_STREAM}
+    length = len(httpx.post(run_server().url + path, content=body, headers=headers).content)
+    real = Columns.frame
+    monkeypatch.setattr(Columns, "frame", lambda self, *args: made.append(args) or real(self, *args))  # type: ignore[func-returns-value]
+    refused = httpx.post(run_server(max_reply_bytes=length - 1).url + path, content=body, headers=headers)
+    assert f" {length} bytes" in refused.json()["detail"]
+    assert len(made) == 3  # one a size
+
+
+def test_one_large_batch_among_small_ones_is_not_gathered_in_the_event_loop(snapshot: Snapshot) -> None:
+    server = BatchServer(snapshot, ServeSettings())
+    split, small = snapshot.splits["train"], np.zeros(1, np.int64)
+    for batches, in_loop in (([small] * 9, True), ([small] * 9 + [np.zeros(ROWS_IN_LOOP + 1, np.int64)], False)):
+        reply = asyncio.run(server.chosen(split, IndexBatches.of(batches), "float32", ("cps", "index")))
+        assert reply.in_loop == in_loop
+    server.close()
 
 
 @pytest.mark.parametrize("query", ["columns=cps&batch_size=1", "columns=file_path&batch_size=7", "batch_size=32", "limit=1"])

@@ -58,10 +58,17 @@ class Case:
     headers: dict[str, str] | None = None
 
 
-def take(body: bytes | str, code: str, *says: str, raw: bool = False) -> Case:
+def take(body: bytes | str, code: str, *says: str, raw: bool = False, to: str = "take") -> Case:
     content = body.encode() if isinstance(body, str) else body
     headers = {"Content-Type": wire.OCTET_STREAM if raw else wire.JSON}
-    return Case(f"{DEV}/take", code, says, "POST", content, headers)
+    return Case(f"{DEV}/{to}", code, says, "POST", content, headers)
+
+
+def chosen(body: bytes | str | list[int], code: str, *says: str) -> Case:
+    """A list is a raw body."""
+    return take(
+        np.array(body, "<i8").tobytes() if isinstance(body, list) else body, code, *says, raw=isinstance(body, list), to="batches"
+    )
 
 
 def batches(query: str, *says: str, code: str = "invalid-parameter", accept: str = "*/*") -> Case:
@@ -76,7 +83,7 @@ CASES = [
     Case("/v1/splits/dev/embeddings.csv", "not-found", ()),
     Case("/problems/nope", "not-found", ("'nope'", "unknown-split")),
     Case("/v1/splits", "method-not-allowed", ("DELETE", "GET"), "DELETE"),
-    Case(f"{DEV}/batches", "method-not-allowed", ("POST", "GET"), "POST"),
+    Case(f"{DEV}/batches", "method-not-allowed", ("PUT", "GET", "POST"), "PUT"),
     Case(f"{DEV}/take", "method-not-allowed", ("GET", "POST")),
     Case("/livez", "method-not-allowed", ("PUT",), "PUT"),
     *(
@@ -151,6 +158,26 @@ CASES = [
     take('{"indices": [-1]}', "index-out-of-range", "index -1"),
     take(b"1234567", "invalid-parameter", "7 bytes", "int64", raw=True),
     take(np.array([-BIG, 0], "<i8").tobytes(), "index-out-of-range", str(-BIG), raw=True),
+    chosen("{", "invalid-parameter", "not JSON", '{"batches"'),
+    chosen('{"batches": 3}', "invalid-parameter", "list of lists"),
+    chosen('{"batches": [3]}', "invalid-parameter", "list of lists"),
+    chosen('{"indices": [3]}', "invalid-parameter", "one member, batches"),
+    chosen('{"batches": [[1], [2, 2.5]]}', "invalid-parameter", "batches[1][1] is 2.5"),
+    chosen('{"batches": [[1], [false]]}', "invalid-parameter", "batches[1][0] is false"),
+    chosen(f'{{"batches": [[{BIG}]]}}', "invalid-parameter", "64 bits"),
+    chosen('{"batches": [[], [0, 1], [], [2, 300]]}', "index-out-of-range", "index 300", "number 1 of batch 3", "0 to 299"),
+    chosen([2, 1, 2, 0, 0, -1], "index-out-of-range", "index -1", "number 1 of batch 1"),
+    chosen([], "invalid-parameter", "0 bytes", "the number of batches"),
+    take(b"123456789", "invalid-parameter", "9 bytes", raw=True, to="batches"),
+    chosen([-1], "invalid-parameter", "says -1 batches"),
+    chosen([3, 1, 1], "invalid-parameter", "says 3 batches, and has 2 numbers more"),
+    chosen([2**62, 1, 1], "invalid-parameter", f"says {2**62} batches"),
+    chosen([2, 1, 1, 0], "invalid-parameter", "batches are 2 together, its indices 1"),
+    chosen([1, -1, 0, 0], "invalid-parameter", "batch 0 has -1 indices"),
+    chosen([3, 2**62, 2**62, 2**63 - 1, 0], "invalid-parameter", f"batch 0 has {2**62} indices"),
+    Case(f"{DEV}/batches?batch_size=8", "invalid-parameter", ("'batch_size'",), "POST", b'{"batches": [[0]]}'),
+    Case(f"{DEV}/batches?fingerprint=0123", "dataset-changed", ("0123",), "POST", b'{"batches": [[0]]}'),
+    Case("/v1/splits/trian/batches", "unknown-split", ("'trian'",), "POST", b'{"batches": []}'),
     Case(f"{DEV}/take?dtype=int8", "invalid-parameter", ("dtype",), "POST", b'{"indices": [0]}'),
     Case(f"{DEV}/take?batch_size=8", "invalid-parameter", ("'batch_size'",), "POST", b'{"indices": [0]}'),
 ]
@@ -181,10 +208,11 @@ def test_head_errors_have_the_status_of_get(http: httpx.Client) -> None:
 
 
 def test_method_not_allowed_says_which_are(http: httpx.Client) -> None:
-    for path in ("/", "/metrics", "/v1/splits", f"{DEV}/batches", f"{DEV}/cps.npy"):
+    for path in ("/", "/metrics", "/v1/splits", f"{DEV}/rows", f"{DEV}/cps.npy"):
         assert http.delete(path).headers["allow"] == "GET, HEAD"
         assert http.head(path).status_code == 200
     assert http.get(f"{DEV}/take").headers["allow"] == "POST"
+    assert http.delete(f"{DEV}/batches").headers["allow"] == "GET, HEAD, POST"
 
 
 def test_a_changed_dataset_names_both_fingerprints(http: httpx.Client, server: Server) -> None:
@@ -210,6 +238,9 @@ def test_limits_answer_413_with_the_remedy(run_server: Callable[..., Server]) ->
             http.post(f"{DEV}/take", json={"indices": [0] * 11}, headers=as_json),
             http.get(f"{DEV}/batches"),
             http.post(f"{DEV}/take", json={"indices": [0] * 100}),
+            http.post(f"{DEV}/batches", json={"batches": [[0] * 6, [0] * 5]}, headers=as_json),
+            http.post(f"{DEV}/batches", json={"batches": [[]] * 11}, headers=as_json),
+            http.post(f"{DEV}/batches", json={"batches": [[0] * 50] * 2}),
         ):
             body = problem_of(reply)
             assert body["code"] == "payload-too-large"
@@ -219,13 +250,14 @@ def test_limits_answer_413_with_the_remedy(run_server: Callable[..., Server]) ->
         assert http.get(f"{DEV}/rows").status_code == 200  # the default length must not exceed the limit
 
 
+@pytest.mark.parametrize("path", ["take", "batches"])
 @pytest.mark.parametrize("kind", [wire.JSON, wire.OCTET_STREAM])
 def test_a_body_beyond_the_limit_is_refused_while_it_arrives(
-    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, kind: str
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, kind: str, path: str
 ) -> None:
     limit = "MAX_JSON_BYTES" if kind == wire.JSON else "MAX_BODY_BYTES"
     monkeypatch.setattr(f"cpstream_service.api.take_body.{limit}", 1000)
-    body = problem_of(http.post(f"{DEV}/take", content=iter([b" " * 600] * 3), headers={"Content-Type": kind}))
+    body = problem_of(http.post(f"{DEV}/{path}", content=iter([b" " * 600] * 3), headers={"Content-Type": kind}))
     assert body["code"] == "payload-too-large"
     assert "1000 bytes" in body["detail"]
 

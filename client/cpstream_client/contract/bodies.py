@@ -143,12 +143,14 @@ class Rows(Body, frozen=True):
 class JsonBatch(Body, frozen=True):
     """One batch in JSON."""
 
-    step: Count = Field(description="Step of the epoch, counted from the query's start; 0 in the reply to take.")
+    step: Count = Field(
+        description="Step of the epoch, counted from the query's start; of a body's batches, their number from 0 on."
+    )
     samples: tuple[Sample, ...]
 
 
 class JsonBatches(Body, frozen=True):
-    """Body of GET /v1/splits/{split}/batches and of take as application/json: for people and small replies."""
+    """Body of the replies to batches and take as application/json: for people and small replies."""
 
     split: str
     fingerprint: str
@@ -156,14 +158,27 @@ class JsonBatches(Body, frozen=True):
     batches: tuple[JsonBatch, ...]
 
 
+# As strict as an index is: 1.0, true and "1" are none. Only the first that is wrong is told.
+_Indices = Annotated[list[Annotated[StrictInt, WithJsonSchema({"type": "integer", "minimum": 0})]], FailFast()]
+
+
 class TakeBody(Body, frozen=True):
     """The body of take, as people write it. A program sends raw little-endian int64 instead."""
 
     model_config = ConfigDict(extra="forbid")
 
-    # As strict as an index is: 1.0, true and "1" are none. Only the first that is wrong is told.
-    indices: Annotated[list[Annotated[StrictInt, WithJsonSchema({"type": "integer", "minimum": 0})]], FailFast()] = Field(
+    indices: _Indices = Field(
         description="Positions in the split, in the order in which the samples are wanted; repeats are allowed."
+    )
+
+
+class BatchesBody(Body, frozen=True):
+    """The body of POST batches, as people write it. A program sends it raw, as index_batches.py has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    batches: Annotated[list[_Indices], FailFast()] = Field(
+        description="For each batch the positions in the split of its samples, in the order wanted; repeats are allowed."
     )
 
 

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract import wire
@@ -136,7 +137,7 @@ def _in_our_words(scope: Scope, error: HTTPException) -> RequestError:
     if error.status_code == 404:
         return NotFound(f"nothing is served at {path}; GET / lists what is")
     if error.status_code == 405:
-        methods = set((error.headers or {})["Allow"].split(", "))
+        methods = {name for route in scope["app"].routes if route.matches(scope)[0] is not Match.NONE for name in route.methods}
         allowed = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
         return MethodNotAllowed(f"{scope['method']} is not allowed at {path}; allowed: {allowed}", headers={"Allow": allowed})
     return InvalidParameter(str(error.detail))

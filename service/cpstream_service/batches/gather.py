@@ -16,6 +16,7 @@ import pyarrow.compute  # or the first `take` of paths imports it, and everybody
 from crc32c import crc32c
 
 from cpstream_client.buffers import BufferPool, Bytes
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import CHECKSUM_BYTES, BatchQuery, Column, Dtype, batch_schema, stream_metadata
 
@@ -77,6 +78,15 @@ class Columns:
             each = self._path_bytes(plan.slice_of(order, first, high))  # (rows,) of all batches in between
             batches = np.add.reduceat(each, np.arange(0, len(each), plan.batch_size))[:: steps.step]
             nbytes += int(padded(batches).sum())
+        return nbytes
+
+    def chosen_bytes(self, batches: IndexBatches) -> int:
+        """How long the frames of these batches are together. Makes one frame for each size that occurs."""
+        sizes, counts = np.unique(batches.sizes, return_counts=True)
+        nbytes: int = sum(self.frame(size).nbytes * count for size, count in zip(sizes.tolist(), counts.tolist(), strict=True))
+        if "file_path" in self.names:
+            ends = np.concatenate([[0], np.cumsum(self._path_bytes(batches.indices))])  # of the paths of all samples before
+            nbytes += int(padded(np.diff(ends[np.concatenate([[0], np.cumsum(batches.sizes)])])).sum())
         return nbytes
 
     def _path_bytes(self, indices: Indices) -> Indices:

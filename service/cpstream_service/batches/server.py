@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from cpstream_client.buffers import BufferPool, Bytes
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import BatchQuery, Column, Dtype
 
@@ -31,7 +32,9 @@ logger = logging.getLogger("cpstream.service")
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
-_ONE_BATCH = "lower batch_size, or ask for fewer indices at a time, or have the service allow more (--max-reply-bytes)"
+_FEWER_BATCHES = "ask for fewer with limit, and for the rest from a later start"
+_SMALLER_BATCHES = "lower batch_size, or have the service allow more (--max-reply-bytes)"
+_FEWER_INDICES = "ask for fewer indices at a time, or have the service allow more (--max-reply-bytes)"
 ROWS_IN_LOOP = 20_000
 """Most samples of which the event loop gathers numbers or measures paths at once: half a millisecond."""
 
@@ -90,7 +93,8 @@ class BatchServer:
             nbytes = columns.frames_bytes(plan, order, steps)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
         batches = self._residency.ahead(columns.embeddings, (plan.batch(order, step) for step in steps), plan.shuffle)
-        return self._reply(columns, schema, batches, nbytes, num_rows, len(steps))
+        remedy = _FEWER_BATCHES if len(steps) > 1 else _SMALLER_BATCHES
+        return self._reply(columns, schema, batches, nbytes, num_rows, min(query.batch_size, num_rows), remedy)
 
     async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
         """The samples at `indices`, in that order, as one record batch. Indices must be within the split."""
@@ -98,20 +102,40 @@ class BatchServer:
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, len(indices), 1)
         batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
-        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices), 1)
+        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices), len(indices), _FEWER_INDICES)
+
+    async def chosen(self, split: Split, chosen: IndexBatches, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
+        """The samples at the indices of each batch, in that order, one record batch each. Indices must be within the split."""
+        columns = await self._columns(split, dtype, names)
+        query = BatchQuery(dtype=dtype, columns=names)
+        num_rows = len(chosen.indices)
+        if num_rows > ROWS_IN_LOOP or len(chosen) > ROWS_IN_LOOP:
+            loop = asyncio.get_running_loop()
+            nbytes = await loop.run_in_executor(self._executor, columns.chosen_bytes, chosen)
+        else:
+            nbytes = columns.chosen_bytes(chosen)
+        schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(chosen))
+        batches = self._residency.ahead(columns.embeddings, chosen, "uniform")
+        return self._reply(columns, schema, batches, nbytes, num_rows, int(chosen.sizes.max(initial=0)), _FEWER_INDICES)
 
     def _reply(
-        self, columns: Columns, schema: bytes, batches: Iterable[Indices], nbytes: int, num_rows: int, num_batches: int
+        self,
+        columns: Columns,
+        schema: bytes,
+        batches: Iterable[Indices],
+        nbytes: int,
+        num_rows: int,
+        rows_of_batch: int,
+        remedy: str,
     ) -> ArrowReply:
         total = len(schema) + nbytes + len(END_OF_STREAM)
         if total > self._settings.max_reply_bytes:
-            remedy = "ask for fewer with limit, and for the rest from a later start" if num_batches > 1 else _ONE_BATCH
             raise PayloadTooLarge(
                 f"the reply would hold {num_rows} samples, {total} bytes, more than the {self._settings.max_reply_bytes} allowed; "
-                + remedy
+                f"{remedy}"
             )
         # What stands behind the embeddings of a batch is gathered at once.
-        in_loop = self._residency.fits and num_rows <= ROWS_IN_LOOP * num_batches
+        in_loop = self._residency.fits and rows_of_batch <= ROWS_IN_LOOP
         return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows, in_loop)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:

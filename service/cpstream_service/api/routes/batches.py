@@ -22,7 +22,7 @@ from ..negotiation import caching, etag_of, not_modified, preferred
 from ..parameters import BatchParameters, PlanParameters, SampleParameters, sample_parameters
 from ..routing import Route
 from ..state import CurrentService, Service
-from ..take_body import BODY_SCHEMA, read_indices
+from ..take_body import BATCHES_SCHEMA, TAKE_SCHEMA, read_batches, read_indices
 from .common import COMMON, SplitName, v1_router
 
 OFFERS = (wire.ARROW_STREAM, wire.JSON)
@@ -102,15 +102,38 @@ async def take(
     return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=len(samples), batches=(batch,)))
 
 
-class TakeRoute(Route):
-    """Random access asks for little at a time: FastAPI describes this route, and has no part in answering its requests."""
+async def chosen_batches(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Query()]
+) -> Response:
+    """The samples at the indices of each batch of the body, in that order: any sampler's batches, many in one request."""
+    served = service.split(split, parameters.fingerprint)
+    representation = preferred(request, OFFERS)
+    chosen = await read_batches(request, served.info.num_samples)
+    num_rows = len(chosen.indices)
+    _note(request, split, num_rows)
+    if representation == wire.ARROW_STREAM:
+        reply = await service.batch_server.chosen(served, chosen, parameters.dtype, parameters.parsed_columns)
+        return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
+    for rows in (num_rows, len(chosen)):  # any number of batches may be empty
+        check_json_rows(rows, service.settings.max_json_rows, "ask for fewer batches at a time, or for Arrow")
+
+    def build() -> Response:
+        samples = (samples_of(served, indices, parameters.parsed_columns, parameters.dtype) for indices in chosen)
+        batches = tuple(bodies.JsonBatch(step=step, samples=each) for step, each in enumerate(samples))
+        return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=num_rows, batches=batches))
+
+    return await to_thread.run_sync(build)
+
+
+class BodyRoute(Route):
+    """What a body asks for is often little: FastAPI describes these routes, and has no part in answering their requests."""
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             await super().handle(scope, receive, send)
             return
         request, parameters = Request(scope, receive), sample_parameters(scope["query_string"])
-        reply = await take(scope["path_params"]["split"], request, request.app.state.service, parameters)
+        reply = await self.endpoint(scope["path_params"]["split"], request, request.app.state.service, parameters)
         await reply(scope, receive, send)
 
 
@@ -118,14 +141,33 @@ router.add_api_route(
     "/splits/{split:name}/take",
     take,
     methods=["POST"],
-    route_class_override=TakeRoute,
+    route_class_override=BodyRoute,
     tags=["batches"],
     summary="Samples at any indices",
     response_class=Response,
-    openapi_extra={"requestBody": BODY_SCHEMA},
+    openapi_extra={"requestBody": TAKE_SCHEMA},
     responses={
         200: {
             "description": "An Arrow IPC stream with one record batch, as that of batches; or JSON, as there.",
+            "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
+            "model": bodies.JsonBatches,
+        },
+        **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
+    },
+)
+
+router.add_api_route(
+    "/splits/{split:name}/batches",
+    chosen_batches,
+    methods=["POST"],
+    route_class_override=BodyRoute,
+    tags=["batches"],
+    summary="Batches of any indices",
+    response_class=Response,
+    openapi_extra={"requestBody": BATCHES_SCHEMA},
+    responses={
+        200: {
+            "description": "An Arrow IPC stream, one record batch a batch of the body, as that of GET; or JSON, as there.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
         },

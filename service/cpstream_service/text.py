@@ -1,5 +1,7 @@
 """Text of others, made fit for a terminal or a log: paths, split names, values of requests."""
 
+from collections.abc import Iterable
+
 ELLIPSIS = "…"
 
 
@@ -8,6 +10,13 @@ def plain(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
+def listed(names: Iterable[str], most: int = 20) -> str:
+    """Names for a message, quoted: the first of them, each in at most 60 characters, and how many more there are."""
+    known = list(names)
+    shown = [repr(shortened(name, 60)) for name in known[:most]]
+    return ", ".join(shown + [f"and {len(known) - most} more"] * (len(known) > most))
 
 
 def shortened(text: str, width: int) -> str:

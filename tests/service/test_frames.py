@@ -63,6 +63,18 @@ def columns_of(batches: Iterator[Batch] | list[Batch]) -> list[list[object]]:
     ]
 
 
+def test_paths_that_are_no_text_are_damage(small: Server) -> None:
+    """Though the checksum is right: Arrow believes whatever a batch says of itself."""
+    split = small.snapshot.splits["train"]
+    offsets = pa.py_buffer(np.arange(6, dtype="<i4"))
+    wrong = replace(split, file_paths=pa.StringArray.from_buffers(5, offsets, pa.py_buffer(b"abc\xffe")))
+    with serving(create_app(replace(small.snapshot, splits={"train": wrong}), ServeSettings())) as url, Client(url) as client:
+        query = BatchQuery(batch_size=2, columns=COLUMNS)
+        with pytest.raises(CorruptedError, match="not an Arrow stream: Invalid UTF8"):
+            list(Client(url, retry=NEVER).batches("train", query))
+        assert client.take("train", [0, 2], columns=COLUMNS).file_paths == ["a", "c"]
+
+
 def asks(info: SplitInfo) -> dict[str, Ask]:
     query = BatchQuery(batch_size=2, shuffle="uniform", seed=3, epoch=1, columns=COLUMNS, world_size=2, rank=1)
     return {

@@ -9,6 +9,8 @@ from typing import Any
 import chromadb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chromadb.config import Settings
 from data import cps_of, make_rows, make_settings, write_cps, write_npy
@@ -49,6 +51,21 @@ def source(tmp_path: Path) -> Path:
 
 
 # Tables
+
+
+def test_a_parquet_table_whose_text_is_none(source: Path) -> None:
+    paths = pa.array([b"audio/\xff.wav"]).view(pa.string())
+    pq.write_table(pa.table({"audio_path": paths, "cps": [5.0]}), source / "train_cps.csv")
+    with pytest.raises(DataError, match=r"train_cps.csv: cannot read it as Parquet \(.*Invalid UTF8.*\); write it again"):
+        rates(source)
+
+
+def test_a_header_without_end_is_told_in_part(source: Path) -> None:
+    columns = ["audio_path", *(f"{'long' * 100}{i}" for i in range(50))]
+    (source / "train_cps.csv").write_text(",".join(columns) + "\n")
+    with pytest.raises(DataError, match=r"column 'cps' is missing; .* and 31 more; rename the column") as caught:
+        rates(source)
+    assert len(str(caught.value)) < 2000
 
 
 def test_a_manifest_of_nemo(source: Path) -> None:

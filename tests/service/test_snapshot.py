@@ -202,6 +202,21 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, splits: list[AlignedS
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
+def test_paths_that_are_said_to_be_null_are_damage(tmp_path: Path, splits: list[AlignedSplit]) -> None:
+    """Their bytes and offsets, which the hash is of, are what was written."""
+    path = write(tmp_path / "snapshots", splits)
+    (file, *_) = sorted(path.rglob("file_paths.arrow"))
+    with pa.ipc.open_file(file.read_bytes()) as reader:
+        paths = reader.get_batch(0).column(0)
+    masked = pa.StringArray.from_buffers(len(paths), *paths.buffers()[1:], pa.py_buffer(b"\xfe" + b"\xff" * len(paths)), 1)
+    batch = pa.record_batch([masked], names=["file_path"])
+    file.unlink()
+    with pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+    with pytest.raises(SnapshotInvalid, match="its paths are 1 nulls of string"):
+        open_snapshot(path)
+
+
 def test_no_damage_is_more_than_invalid(tmp_path: Path, splits: list[AlignedSplit]) -> None:
     """Bytes flipped, cut off, repeated or added anywhere: it opens as it was, or is to be rebuilt."""
     path = write(tmp_path / "snapshots", splits)

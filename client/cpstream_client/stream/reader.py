@@ -92,7 +92,7 @@ def read_batches(reply: Reply, endpoint: Endpoint, expected: Expected, rows: Ite
             del body, record_batch
         messages.end()
     except (pa.ArrowException, OSError) as error:  # Arrow raises OSError, too; the connection's own come as TransportErrors
-        raise CorruptedError(f"{url}: not an Arrow stream: {error}") from error
+        raise CorruptedError(f"{url}: not an Arrow stream: {' '.join(str(error).split())[:300]}") from error
 
 
 @lru_cache(maxsize=64)  # for random access, whose replies all begin with the same bytes
@@ -102,11 +102,12 @@ def _checked_schema(
     """The schema that a stream begins with. Raises CorruptedError when it is not that of the reply asked for."""
     schema = pa.ipc.read_schema(pa.py_buffer(header))
     if not schema.equals(_schema(dim, dtype, columns)):
-        raise CorruptedError(f"{url}: the stream's schema is not the one asked for: {schema.remove_metadata()}")
-    got = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
+        got = " ".join(str(schema.remove_metadata()).split())
+        raise CorruptedError(f"{url}: the stream's schema is not the one asked for: {got[:300]!r}")
+    said = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
     for name, value in metadata:
-        if got.get(name) != value:
-            raise CorruptedError(f"{url}: the stream says {name}={got.get(name)!r} where {value!r} was asked for")
+        if said.get(name) != value:
+            raise CorruptedError(f"{url}: the stream says {name}={said.get(name)!r} where {value!r} was asked for")
     return schema
 
 
@@ -120,7 +121,11 @@ def _to_batch(layout: Layout, body: Bytes, record_batch: pa.RecordBatch | None) 
     found: dict[str, Any] = {
         column.name: np.ndarray(column.shape, column.dtype, body.data, column.begin) for column in layout.columns
     }
-    file_paths = record_batch.column("file_path").to_pylist() if record_batch is not None and layout.has_strings else None
+    file_paths = None
+    if record_batch is not None and layout.has_strings:
+        paths = record_batch.column("file_path")
+        paths.validate(full=True)  # Arrow believes the offsets, wherever they lead
+        file_paths = paths.to_pylist()
     fixed = found.pop("embedding", None), found.pop("cps", None), found.pop("index", None)
     return Batch(*fixed, file_paths, layout.num_rows, body.nbytes, found)
 

@@ -16,7 +16,7 @@ def failure(error: BaseException, url: str) -> TransportError:
         why = _final(cause, url)
         if why:
             return UnreachableError(f"{url}: {why}")
-    return TransportError(f"{url}: {str(error) or type(error).__name__}")
+    return TransportError(f"{url}: {_one_line(str(error)) or type(error).__name__}")
 
 
 def _final(error: BaseException, url: str) -> str:
@@ -38,6 +38,12 @@ def _final(error: BaseException, url: str) -> str:
     if isinstance(error, http.client.BadStatusLine) and text.startswith("\x15\x03"):  # the beginning of a TLS alert
         return "the other side speaks TLS; set url='https://...'"
     return ""
+
+
+def _one_line(text: str) -> str:
+    """What the other side sent may stand in it, whatever that was."""
+    shown = "".join(c if c.isprintable() else "?" for c in text.strip())
+    return shown if len(shown) <= 300 else shown[:297] + "..."
 
 
 def _of_tls(reason: str) -> str:

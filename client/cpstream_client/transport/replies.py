@@ -64,7 +64,7 @@ class Reply:
         self._verify(body)
         location = self._answer.headers.get(LOCATION_HEADER, "")
         if not (location and self._target.endswith(location)):
-            raise CorruptedError(f"{self.url}: the reply is to another request, for {location!r}")
+            raise CorruptedError(f"{self.url}: the reply is to another request, for {_brief(location)}")
         return read_body(kind, body, self.url)
 
     def check(self, media_type: str) -> None:
@@ -172,7 +172,9 @@ class Reply:
         except CorruptedError as error:  # not final, whatever the status is
             return CorruptedError(str(error))
         if problem.status != status or not (problem.instance and self._target.endswith(problem.instance)):
-            return CorruptedError(f"{self.url}: the service answered another request: {problem.instance!r}, {problem.detail}")
+            return CorruptedError(
+                f"{self.url}: the service answered another request: {_brief(problem.instance)}, {_brief(problem.detail)}"
+            )
         return error_of(problem, self.url, retry_after_s)
 
     def _elsewhere(self) -> str:
@@ -183,6 +185,10 @@ class Reply:
         if location.startswith(("http://", "https://")) and location.endswith(path):
             return f"to {shown}; set url={shown.removesuffix(path)!r}"
         return f"to {shown or 'nowhere'}; if that is a login, set token=, auth= or headers= so that it lets requests through"
+
+
+def _brief(text: str) -> str:
+    return repr(text if len(text) <= 200 else text[:197] + "...")
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -145,7 +145,7 @@ def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split
         embeddings = np.load(folder / EMBEDDINGS, mmap_mode="r", allow_pickle=False)
         cps = np.load(folder / CPS, mmap_mode="r", allow_pickle=False)
         with pa.memory_map(str(folder / FILE_PATHS)) as file, pa.ipc.open_file(file) as reader:
-            file_paths = reader.get_batch(0).column(0)
+            file_paths = _plain(reader.get_batch(0).column(0))
         labels = {name: np.load(folder / label_file(name), mmap_mode="r", allow_pickle=False) for name in info.labels}
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
         raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} cannot be read ({error})") from None
@@ -163,6 +163,14 @@ def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split
         if fingerprint != info.fingerprint:
             raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} was altered: its content has another hash than written")
     return Split(info.split, folder, embeddings, cps, file_paths, info.fingerprint, info, report, labels)
+
+
+def _plain(strings: pa.Array) -> pa.StringArray:
+    """The strings of what is hashed, offsets and bytes, alone: a file may also say that some are null, and lie in that."""
+    if strings.type != pa.string() or strings.null_count or strings.offset:
+        raise ValueError(f"its paths are {strings.null_count} nulls of {strings.type} from {strings.offset} on")
+    _, offsets, data = strings.buffers()
+    return pa.StringArray.from_buffers(len(strings), offsets, data)
 
 
 def _advise(mapped: npt.NDArray[np.float32], advice: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, MissingFileError
+from ..text import listed
 from .csv_rows import read_header, read_rows, read_text
 from .rows import Reason, RowProblem, path_problem
 from .text_rates import TextRates, number
@@ -74,8 +75,7 @@ def _read(path: Path, content: str, path_column: str, cps_column: str, text_rate
         if columns.count(column) != 1:
             fault = "is missing" if column not in columns else "occurs more than once"
             raise DataError(
-                f"{path}: column {column!r} {fault}; the header has: {', '.join(map(repr, columns))}; "
-                f"rename the column or set {setting}"
+                f"{path}: column {column!r} {fault}; the header has: {listed(columns)}; rename the column or set {setting}"
             )
     path_at = columns.index(path_column)
     if computed:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from ..errors import DataError, MissingFileError
+from ..text import listed
 from .collect import Collector
 from .formats import HEAD_BYTES, check_pointer
 from .regular import files_under, open_regular
@@ -121,16 +122,22 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         check_pointer(path, head := file.peek(HEAD_BYTES))  # type: ignore[attr-defined] # it is a BufferedReader
         try:
             if path.suffix == ".arrow":
-                yield from _arrow_batches(path, file, head, columns)
+                yield from map(_validated, _arrow_batches(path, file, head, columns))
                 return
             with pq.ParquetFile(file) as parquet:
                 names = _wanted(path, parquet.schema_arrow.names, columns)
-                yield from parquet.iter_batches(BATCH_ROWS, columns=names)
-        except (pa.ArrowException, OSError) as error:
+                yield from map(_validated, parquet.iter_batches(BATCH_ROWS, columns=names))
+        except (pa.ArrowException, OSError, ValueError) as error:
             text = str(error).splitlines()[0][:200]
             raise DataError(
                 f"{path}: cannot read it as {'Arrow' if path.suffix == '.arrow' else 'Parquet'} ({text}); write it again"
             ) from None
+
+
+def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Arrow believes what a file says of itself: offsets that lead out of memory, text that is none."""
+    batch.validate(full=True)
+    return batch
 
 
 def _arrow_batches(path: Path, file: Any, head: bytes, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -146,7 +153,7 @@ def _wanted(path: Path, held: Sequence[str], columns: Sequence[str]) -> list[str
         if list(held).count(name) != 1:
             raise DataError(
                 f"{path}: column {name!r} {'is missing' if name not in held else 'occurs more than once'}; it has: "
-                f"{', '.join(map(repr, held))}; rename the column"
+                f"{listed(held)}; rename the column"
             )
     return [name for name in dict.fromkeys(columns) if name in held]
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import DataError
+from ..text import listed
 from .cps_table import CpsTable, as_labels
 from .rows import Reason, RowProblem, SourceSplit, path_problem
 from .text_rates import TextRates, number, shown
@@ -40,8 +41,7 @@ class _Rows:
             if column not in names:
                 also = f", or give {' and '.join(map(repr, text.columns))}" if setting == "--cps-column" else ""
                 raise DataError(
-                    f"{path}: {of} {column!r} is missing; there are: {', '.join(map(repr, names)) or 'none'}; rename it or set "
-                    f"{setting}{also}"
+                    f"{path}: {of} {column!r} is missing; there are: {listed(names) or 'none'}; rename it or set {setting}{also}"
                 )
         self._path, self._path_column, self._cps_column = path, path_column, cps_column
         self._text = text if computed else None
@@ -116,8 +116,10 @@ def read_parquet_table(
             held = parquet.schema_arrow.names
             table = _Rows(path, held, path_column, cps_column, text, labels, "column")
             wanted = [name for name in held if name in (path_column, NEMO_PATH_COLUMN, cps_column, *text.columns, *labels)]
-            rows = parquet.read(columns=wanted).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+            read = parquet.read(columns=wanted)
+        read.validate(full=True)  # Arrow believes what a file says of itself
+        rows = read.to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read it as Parquet ({str(error).splitlines()[0][:200]}); write it again") from None
     for i, row in enumerate(rows, 1):
         table.add(i, row)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..settings import DataSettings
+from ..text import listed
 from .npy import FILE_NAME, read_npy
 from .places import places
 from .rows import ALL, SourceSplit
@@ -88,7 +89,7 @@ def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress
             found[split] = _one(kind.read(path, (), columns, progress), split, path)
     missing = [split for split in settings.splits if split not in found]
     if missing:
-        held = ", ".join(map(repr, found))
+        held = listed(found)
         remedy = (
             "write a split in each row, or put {split} into --source-path"
             if list(found) == [ALL]
@@ -111,9 +112,7 @@ def _one(found: dict[str, SourceSplit], split: str, path: Path) -> SourceSplit:
     if split in found:
         return found[split]
     if list(found) != [ALL]:
-        raise DataError(
-            f"{path} is to hold split {split!r}, and has: {', '.join(map(repr, found))}; leave {{split}} out of --source-path"
-        )
+        raise DataError(f"{path} is to hold split {split!r}, and has: {listed(found)}; leave {{split}} out of --source-path")
     return replace(found[ALL], name=split)
 
 

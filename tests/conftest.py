@@ -80,7 +80,7 @@ def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio", host: str = "127
     scheme, name = "https" if "ssl_certfile" in config else "http", f"[{host}]" if ":" in host else host
     url = f"{scheme}://{name}:{sock.getsockname()[1]}"
     settings = {"loop": loop, "http": "httptools", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
-    server = UvicornServer(uvicorn.Config(app, **{**settings, **config}))
+    server = UvicornServer(uvicorn.Config(app, **{"proxy_headers": False, **settings, **config}))
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")
     thread.start()
     while not server.started and thread.is_alive():
@@ -122,13 +122,17 @@ def published(split: Split) -> SplitInfo:
 
 
 @contextmanager
-def stalled_stream(url: str, path: str) -> Iterator[socket.socket]:
-    """Ask for the path and take the first bytes of the reply only. Yields the connected socket."""
+def stalled_stream(url: str, path: str, address: str = "127.0.0.1", headers: str = "") -> Iterator[socket.socket]:
+    """Ask for the path, from an address of this machine, and take the first bytes of the reply only. Yields the connected socket.
+
+    headers: further ones, each with its line's end.
+    """
     host, port = url.removeprefix("http://").split(":")
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that the kernel does not read on in our stead
+        sock.bind((address, 0))
         sock.connect((host, int(port)))
-        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode())
         assert sock.recv(12) == b"HTTP/1.1 200"
         yield sock
 

@@ -7,7 +7,7 @@
     │   │                           JSON is wrong although it arrived as it was sent
     │   └── UnreachableError    final: an untrusted certificate, a proxy that refuses, a host that does not resolve
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
-    │   ├── UnavailableError    retried: the service's own 503, a gateway's 429/502/503/504, internal (500)
+    │   ├── UnavailableError    retried: the service's own 408, 429 and 503, a gateway's 429/502/503/504, internal (500)
     │   ├── UnauthorizedError   401: no token, or a wrong one
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
@@ -130,6 +130,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.PAYLOAD_TOO_LARGE.code: InvalidRequestError,
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,
+    ErrorCode.TOO_MANY_STREAMS.code: UnavailableError,
     ErrorCode.OVERLOADED.code: UnavailableError,
     ErrorCode.STORAGE_FAILED.code: UnavailableError,
     ErrorCode.NOT_READY.code: UnavailableError,

@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
@@ -36,6 +37,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         batch_server.close()
         files.close()
 
+    proxied = [Middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))] if settings.trusted_proxies else []
     app = FastAPI(
         title="cpstream",
         version=version("cpstream"),
@@ -52,6 +54,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         # Not by include_router, whose routers match every request twice.
         routes=[route for resources in (batches, splits, downloads, health) for route in resources.router.routes],
         middleware=[  # outermost first; what each is for:
+            *proxied,  # whoever counts or logs clients sees those behind a trusted proxy
             Middleware(Observability, metrics=metrics),  # every reply, of whatever layer, has an id, a line in the log and a count
             Middleware(Problems),  # whatever goes wrong within leaves as a problem
             Middleware(Access, token=settings.token, drain=drain),  # what is refused costs no routing, and the drain sees who is in

@@ -127,6 +127,12 @@ class Overloaded(RequestError):
     code = ErrorCode.OVERLOADED
 
 
+class TooManyStreams(RequestError):
+    """One client has as many batch streams open as it may."""
+
+    code = ErrorCode.TOO_MANY_STREAMS
+
+
 class StorageFailed(RequestError):
     """What the reply is made from cannot be written to the service's disk. The log says why, the reply does not."""
 

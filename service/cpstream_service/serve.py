@@ -90,6 +90,7 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         http=Connection,
         ws="none",
         backlog=BACKLOG,
+        proxy_headers=False,  # app.py has them, where proxies are trusted; uvicorn would trust whoever is on this machine
         log_config=logging_config(settings),
         access_log=False,  # observability.py has its own
         timeout_graceful_shutdown=1,  # after the drain: what is still open then has had its time

@@ -6,6 +6,7 @@ The command line builds these objects and hands them to `create_app`; importing 
 import os
 import re
 from dataclasses import field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -171,6 +172,10 @@ class ServeSettings:
     """File that holds the token and nothing else, instead of --token: a mounted secret."""
     max_streams: Annotated[int, Field(ge=1)] = 256
     """Batch streams at once per worker process; one more is answered 503 overloaded."""
+    max_streams_per_client: Annotated[int, Field(ge=1)] = 192
+    """Batch streams of one client at once per worker process, by its address; one more is answered 429 too-many-streams."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose X-Forwarded-For says who the client is; nobody is believed by default."""
     max_reply_bytes: Annotated[int, Field(ge=1)] = 2 * 1024**3
     """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
     max_json_rows: Annotated[int, Field(ge=1)] = 1024
@@ -181,6 +186,19 @@ class ServeSettings:
     """Log lines for people (text) or for machines (json)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    f"trusted_proxies holds {proxy!r}; each must be an address or a network, as in 10.0.0.7 or 10.0.0.0/8 "
+                    f"({ENV_PREFIX}TRUSTED_PROXIES)"
+                ) from None
+        return proxies
 
     @field_validator("token")
     @classmethod

@@ -8,6 +8,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from cpstream_client.contract.wire import API_PREFIX
 
 from ..errors import Draining, Unauthorized
+from .clients import client_of
 from .drain import Drain
 from .routing import routed_path
 
@@ -24,6 +25,7 @@ class Access:
             await self.app(scope, receive, send)
             return
         path = scope["path"] = routed_path(scope)
+        scope["state"]["client"] = client_of(scope)
         self.drain.open_requests += 1
         try:
             if path == API_PREFIX or path.startswith(API_PREFIX + "/"):

@@ -23,19 +23,20 @@ class ArrowStream(Response):
         super().__init__(headers={"Content-Length": str(reply.nbytes), **headers})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._server.stream():
+        client = scope["state"]["client"]
+        with self._server.stream(client):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
             else:
-                await self._send_chunks(receive, send)
+                await self._send_chunks(client, receive, send)
 
-    async def _send_chunks(self, receive: Receive, send: Send) -> None:
+    async def _send_chunks(self, client: str, receive: Receive, send: Send) -> None:
         left = self._reply.nbytes
         # Not worth a task where all of it goes out at once.
         gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
         try:
-            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop)) as chunks:
+            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop, client)) as chunks:
                 async for chunk in chunks:
                     left -= len(chunk)
                     # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.

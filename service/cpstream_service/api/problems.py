@@ -41,6 +41,8 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.NOT_ACCEPTABLE: "The Accept header excludes every representation of this resource. The detail lists them.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The request's body, or the reply to it, exceeds a limit of this service. The detail says which, "
     "and how to ask for less at a time.",
+    ErrorCode.TOO_MANY_STREAMS: "As many batch streams of one client (one address) are open as the service allows. Ask again after "
+    "Retry-After seconds, or over fewer connections. Behind a proxy all clients count as one, unless the service trusts the proxy.",
     ErrorCode.OVERLOADED: "As many batch streams are open as this service allows. Ask again after Retry-After seconds, or ask "
     "another replica.",
     ErrorCode.STORAGE_FAILED: "The disk beside the snapshot has no room for what the reply is made from, such as the float16 copy. "
@@ -73,7 +75,7 @@ class ProblemReply(ReadableJson):
         if isinstance(error, RequestError):
             code, detail, headers, extra = error.code, error.detail, error.headers, error.extra
         headers = {"Cache-Control": "no-store", **headers}
-        if code.status == 503:
+        if code.status in (429, 503):
             headers["Retry-After"] = str(RETRY_AFTER_S)
         problem = Problem(
             type=problem_type(code),

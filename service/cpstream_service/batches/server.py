@@ -8,6 +8,7 @@ filled again only when nothing refers to it any more: uvicorn's `send` returns w
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import BatchQuery, Column, Dtype
 
-from ..errors import Overloaded, PayloadTooLarge, StorageFailed
+from ..errors import Overloaded, PayloadTooLarge, StorageFailed, TooManyStreams
 from ..settings import ServeSettings
 from ..snapshot.exports import half_precision
 from ..snapshot.store import Snapshot, Split
@@ -26,6 +27,7 @@ from .frames import END_OF_STREAM
 from .gather import Columns, Floats, reply, schema_message
 from .orders import OrderCache
 from .residency import Residency
+from .shares import Shares
 
 logger = logging.getLogger("cpstream.service")
 
@@ -57,11 +59,12 @@ class BatchServer:
 
     def __init__(self, snapshot: Snapshot, settings: ServeSettings) -> None:
         self.open_streams = 0
+        self._streams_of: Counter[str] = Counter()
         self._settings = settings
         self._executor = ThreadPoolExecutor(GATHER_THREADS, thread_name_prefix="gather")
         self._orders = OrderCache(self._executor)
         self._pool = BufferPool(max_idle=IDLE_BUFFERS)
-        self._turn = asyncio.Lock()
+        self._turns, self._threads = Shares(1), Shares(GATHER_THREADS)
         self._half: dict[str, asyncio.Future[Floats]] = {}
         self._residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
         for split in snapshot.splits.values():
@@ -162,41 +165,68 @@ class BatchServer:
         return embeddings
 
     @contextmanager
-    def stream(self) -> Iterator[None]:
-        """Within, one stream more is open. Raises Overloaded."""
+    def stream(self, client: str) -> Iterator[None]:
+        """Within, one stream more is open, of this client's. Raises TooManyStreams, Overloaded."""
+        of_client = self._streams_of[client]
+        if of_client >= self._settings.max_streams_per_client:
+            raise TooManyStreams(
+                f"{of_client} batch streams of {client} are open, as many as one client may have (--max-streams-per-client); "
+                "close some, or ask again in a second"
+            )
         if self.open_streams >= self._settings.max_streams:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
         self.open_streams += 1
+        self._streams_of[client] += 1
         try:
             yield
         finally:
             self.open_streams -= 1
+            self._streams_of[client] -= 1
+            if not self._streams_of[client]:
+                del self._streams_of[client]
 
-    async def gathered(self, chunks: Iterator[Bytes], left: int, in_loop: bool = True) -> AsyncGenerator[Bytes, None]:
-        """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next."""
+    async def gathered(
+        self, chunks: Iterator[Bytes], left: int, in_loop: bool = True, client: str = ""
+    ) -> AsyncGenerator[Bytes, None]:
+        """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next.
+
+        client: whom it is for; clients get as many chunks as each other, however many streams they have.
+        """
         if in_loop:
             is_first = True
             while left:
                 # One stream at a time, in turn, and in between the event loop looks after everybody else: with as many chunks as
                 # streams between two looks, a health check would wait a second for the five looks that it needs.
-                async with self._turn:
+                if not self._turns.take(client):
+                    await self._turns.wait(client)
+                try:
                     if not is_first:  # many replies are one chunk
                         await asyncio.sleep(0)
                     chunk = next(chunks)
+                finally:
+                    self._turns.give(client)
                 is_first = False
                 left -= len(chunk)
                 yield chunk
                 del chunk
             return
-        loop = asyncio.get_running_loop()
-        pending: asyncio.Future[Bytes] | None = loop.run_in_executor(self._executor, next, chunks)
+        pending: asyncio.Future[Bytes] | None = asyncio.ensure_future(self._in_thread(chunks, client))
         try:
             while pending is not None:
                 chunk = await pending
                 left -= len(chunk)
-                pending = loop.run_in_executor(self._executor, next, chunks) if left else None  # while the kernel takes this one
+                # while the kernel takes this one
+                pending = asyncio.ensure_future(self._in_thread(chunks, client)) if left else None
                 yield chunk
                 del chunk
         finally:
             if pending is not None:
                 pending.cancel()
+
+    async def _in_thread(self, chunks: Iterator[Bytes], client: str) -> Bytes:
+        if not self._threads.take(client):
+            await self._threads.wait(client)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, next, chunks)
+        finally:
+            self._threads.give(client)

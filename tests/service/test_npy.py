@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict, defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 from data import make_rows, npy_bytes, npy_of, write_npy
 
 from cpstream_service.errors import DataError
-from cpstream_service.sources import pickled
-from cpstream_service.sources.npy import read_npy
+from cpstream_service.sources import npy, pickled
 from cpstream_service.sources.rows import ByteRows
+
+read_npy = partial(npy.read_npy, apart=False)  # test_npy_apart.py has the other way
 
 
 def vectors(dtype: str = "f4", count: int = 5, dimension: int = 6) -> np.ndarray[Any, Any]:

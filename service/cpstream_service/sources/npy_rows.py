@@ -1,14 +1,13 @@
 """The rows of one split of numpy_embs.npy, from what its pickle held to float32."""
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from operator import attrgetter, itemgetter
 from string import whitespace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from .pickled_arrays import Array
 from .rows import ByteRows, Reason, RowProblem, SourceSplit, common_dimension, kind_of, path_problem
@@ -74,6 +73,8 @@ def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool
                 continue
             except ValueError as error:
                 detail = str(error)
+            except MemoryError:
+                raise
             except Exception:  # an array is whatever the pickle says
                 detail = "the embedding is a damaged array"
         problems.append(
@@ -83,7 +84,7 @@ def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool
 
     put = _Putter(name, len(vectors), common_dimension(map(len, vectors)))
     kept: list[int] = []
-    for i in tqdm(range(len(vectors)), f"{name}: to float32", disable=None if progress else True, delay=2, unit=" rows"):
+    for i in _shown(len(vectors), f"{name}: to float32", progress):
         vector, vectors[i] = vectors[i], None
         problem = put(vector)
         if problem is None:
@@ -92,6 +93,16 @@ def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool
             problems.append(RowProblem(problem[0], f"row {where[i]}", problem[1], file_paths[i]))
     of_kept = {column: [values[i][j] for i in kept] for j, column in enumerate(columns)}
     return SourceSplit(name, [file_paths[i] for i in kept], put.out[: len(kept)], problems, columns=of_kept)
+
+
+def _shown(count: int, what: str, progress: bool) -> Iterable[int]:
+    """The numbers from 0, behind a progress bar where one is wanted: only then is it imported."""
+    if not progress:
+        return range(count)
+    from tqdm import tqdm
+
+    shown: Iterable[int] = tqdm(range(count), what, disable=None, delay=2, unit=" rows")
+    return shown
 
 
 def _numbers(vector: Any) -> Any:
@@ -129,6 +140,8 @@ class _Putter:
                     self.out[self._count] = vector
             else:
                 self._pack_into(self._memory, self._count * dimension * 4, *vector)
+        except MemoryError:
+            raise
         except Exception as error:  # what stands in a list, the pickle decides
             return Reason.UNREADABLE_ROW, f"the embedding is not {dimension} numbers ({error})"
         self._count += 1

@@ -1,0 +1,85 @@
+"""The process that reads a numpy_embs.npy for npy_apart.py, which starts it: it hands over what the file holds, or dies of it."""
+
+import ctypes
+import gc
+import io
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from .handover import hand_over, refuse
+from .npy_content import LAYOUT, UnreadableError, read_content
+from .rows import SourceSplit
+
+_PR_SET_PDEATHSIG = 1
+_MB = 1 << 20
+_MAX_ERROR = 2000
+"""Characters: names and shapes are as long as a file makes them."""
+
+
+def main(task: dict[str, Any]) -> None:
+    """Read the file open as task["source"] into the one open as task["target"]; never returns. task: as npy_apart.py makes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both: the parent ends this process
+    _die_with(task["parent"])
+    gc.disable()
+    memory_bytes = task["memory_bytes"]
+    _limit(memory_bytes, task["cpu_s"])
+    with open(task["target"], "wb", buffering=0, closefd=False) as target:
+        try:
+            with _source(task) as source:
+                found = read_content(source, task["splits"], task["columns"], progress=task["progress"])
+            _check_size(found, memory_bytes)
+            hand_over(target, found.values())
+        except UnreadableError as error:
+            refuse(target, str(error)[:_MAX_ERROR])
+        except MemoryError:
+            found = {}
+            refuse(
+                target,
+                f": its pickle takes more than {memory_bytes // _MB} MB of memory to be read, far more than what it holds: it is "
+                f"damaged, or made to; write it again, its embeddings as arrays: {LAYOUT}",
+            )
+    os._exit(0)  # not by giving back millions of objects one by one, nor one that is nested too deep for that
+
+
+def _check_size(found: dict[str, SourceSplit], memory_bytes: int) -> None:
+    """One row that stands in a list a million times costs a file nothing, and whoever copies it all that there is."""
+    if sum(4 * split.embeddings.shape[0] * split.embeddings.shape[1] for split in found.values()) > memory_bytes:
+        raise MemoryError
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _limit(memory_bytes: int, cpu_s: int) -> None:
+    """Beyond what the process has now. RLIMIT_AS, which counts all that is mapped, is for kernels without RLIMIT_DATA."""
+    size, data = 0, 0
+    if sys.platform == "linux":
+        fields = [int(text) * resource.getpagesize() for text in Path("/proc/self/statm").read_text().split()]
+        size, data = fields[0], fields[5]
+        _lower(resource.RLIMIT_DATA, data + memory_bytes)
+        _lower(resource.RLIMIT_AS, size + memory_bytes + 64 * _MB)
+    _lower(resource.RLIMIT_CPU, int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + cpu_s)
+    _lower(resource.RLIMIT_CORE, 0)
+
+
+def _lower(which: int, limit: int) -> None:
+    _, hard = resource.getrlimit(which)
+    resource.setrlimit(which, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _source(task: dict[str, Any]) -> io.RawIOBase:
+    """The file to read, behind a progress bar where one is wanted."""
+    if not task["progress"]:
+        return io.FileIO(task["source"], closefd=False)
+    from .counted import Counted
+
+    return Counted(task["source"], task["name"])

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 
-from cpstream_client.contract.plan import randperm
+from cpstream_client.contract.randperm import randperm
 from cpstream_client.torch import StreamingEmbeddingsDataset
 
 from .bench import Bench, Measurement

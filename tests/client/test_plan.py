@@ -10,7 +10,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
-from cpstream_client.contract.plan import BLOCK_ROWS, WINDOW_BLOCKS, Indices, Plan, block_order, epoch_order, randperm
+from cpstream_client.contract.plan import BLOCK_ROWS, WINDOW_BLOCKS, Indices, Plan, block_order, epoch_order
+from cpstream_client.contract.randperm import STEPS_AT_ONCE, randperm
 
 SEEDS = st.integers(-(2**63), 2**63 - 2**32)
 """What torch's manual_seed takes, with room for an epoch."""
@@ -86,16 +87,17 @@ def test_randperm_is_torchs_for_every_small_n(seed: int) -> None:
         assert randperm(n, seed).tolist() == torch_randperm(n, seed), n
 
 
-@pytest.mark.parametrize("n", [1_000, 65_537, 1_000_003])
+@pytest.mark.parametrize("n", [1_000, STEPS_AT_ONCE, STEPS_AT_ONCE + 1, STEPS_AT_ONCE + 2, 65_537, 1_000_003])
 def test_randperm_is_torchs_for_large_n(n: int) -> None:
     for seed in (7, -3, 2**40 + 11):
         assert randperm(n, seed).tolist() == torch_randperm(n, seed)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.integers(0, 5_000), SEEDS)
-def test_randperm_is_torchs(n: int, seed: int) -> None:
+@given(st.integers(0, 5_000), SEEDS, st.integers(1, 6_000))
+def test_randperm_is_torchs(n: int, seed: int, steps_at_once: int) -> None:
     assert randperm(n, seed).tolist() == torch_randperm(n, seed)
+    assert randperm(n, seed, steps_at_once).tolist() == torch_randperm(n, seed)
 
 
 def test_an_epochs_order_is_that_of_seed_plus_epoch() -> None:

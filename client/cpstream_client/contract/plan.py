@@ -22,6 +22,8 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from .randperm import randperm
+
 Indices = npt.NDArray[np.int64]
 Remainder = Literal["pad", "drop", "exact"]
 Shuffle = Literal["none", "uniform", "blocks"]
@@ -129,49 +131,6 @@ def epoch_order(n: int, shuffle: Shuffle, seed: int, epoch: int) -> Indices:
     if shuffle == "uniform":
         return randperm(n, seed + epoch)
     return block_order(n, seed + epoch)
-
-
-def randperm(n: int, seed: int) -> Indices:
-    """torch.randperm(n, generator=torch.Generator().manual_seed(seed)), without torch. (n,) int64.
-
-    (From n = 2^32 / 20 on, 215 million, torch uses another method; this is then a permutation of its own.)
-
-    torch runs Fisher-Yates: for i in 0..n-2 swap r[i] with r[t(i)], t(i) = i + z(i) % (n - i), z from MT19937. The loop is
-    sequential, and in Python takes 0.2 s for a million samples with the GIL held. It is solved here with one sort instead:
-    write A(i) for the value at position i just before step i. It was put there by the last earlier step that swapped into i,
-    so A(i) = A(last i' < i with t(i') = i), or i if there is none: a forest whose roots are found by pointer jumping. What step
-    i leaves at r[i] is what lay at t(i): A(the last i' < i with t(i') = t(i)), or t(i) untouched.
-    """
-    order = np.arange(n, dtype=np.int64)
-    if n < 2:
-        return order
-    z = np.random.RandomState(seed & 0xFFFFFFFF).randint(0, 2**32, size=n - 1, dtype=np.uint32)
-    steps = order[:-1]
-    target = steps + z.astype(np.int64) % (n - steps)
-
-    # Steps grouped by target, in step order within a group: the keys are unique, so the sort need not be stable.
-    keys = (target << 32) | steps
-    keys.sort()
-    grouped_target, grouped_step = keys >> 32, keys & 0xFFFFFFFF
-    same_as_previous = grouped_target[1:] == grouped_target[:-1]
-    previous = np.full(n - 1, -1, dtype=np.int64)  # the last earlier step with the same target, or -1
-    previous[grouped_step[1:][same_as_previous]] = grouped_step[:-1][same_as_previous]
-
-    # A(i): every position points to the last step (other than itself) that swapped into it, or to itself.
-    value = order.copy()
-    value[grouped_target] = grouped_step  # ascending within a group, so the last one stays
-    on_itself = np.flatnonzero(value[:-1] == steps)
-    on_itself = on_itself[target[on_itself] == on_itself]
-    value[on_itself] = np.where(previous[on_itself] >= 0, previous[on_itself], on_itself)
-    while True:
-        jumped = value[value]
-        if np.array_equal(jumped, value):
-            break
-        value = jumped
-
-    order[:-1] = np.where(previous >= 0, value[previous], target)
-    order[-1] = value[-1]
-    return order
 
 
 def block_order(n: int, seed: int) -> Indices:

@@ -52,6 +52,7 @@ from .transport.options import (
     given_token,
     timeouts,
 )
+from .transport.pace import MAX_CONNECTIONS
 from .transport.retry import Patience, Retry
 from .transport.service import Service
 
@@ -68,7 +69,8 @@ class Client:
 
     url: of the service, or of several replicas of it. token: as the service's --token (default: CPSTREAM_TOKEN, or what the file
     that CPSTREAM_TOKEN_FILE names holds). timeout: seconds without a byte after which a connection counts as broken (30), or an
-    httpx.Timeout; timeout_s is its older name. retry: how long to keep trying.
+    httpx.Timeout; timeout_s is its older name. retry: how long to keep trying. max_connections: at most so many at once a stream of
+    batches; it takes as many as the path needs, one in a local network.
 
     As httpx.Client takes them: verify (the path of a CA's certificate, an ssl.SSLContext, or False; by default the system's CAs),
     cert (a client certificate), proxy, auth, headers, event_hooks. HTTP_PROXY and .netrc are ignored. http: a function that makes
@@ -92,6 +94,7 @@ class Client:
         timeout_s: float | None = None,
         http: MakeHttp | None = None,
         retry: Retry | None = None,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         receive_s, connect_s = timeouts(timeout, timeout_s, http)
         options = HttpOptions(
@@ -106,7 +109,7 @@ class Client:
             timeout_s=receive_s,
             connect_timeout_s=connect_s,
         )
-        self.service = Service.at(url, options, retry)
+        self.service = Service.at(url, options, retry, max_connections)
         self._memory = Memory(BufferPool(max_idle=8))
 
     def __getstate__(self) -> Service:

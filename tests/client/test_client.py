@@ -38,6 +38,7 @@ from cpstream_client.epochs import prefetch as prefetch_module
 from cpstream_client.epochs.prefetch import prefetch
 from cpstream_client.stream import course as course_module
 from cpstream_client.stream import fetch
+from cpstream_client.stream.backlog import Backlog
 from cpstream_client.stream.course import Course
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.transport.retry import Patience
@@ -403,9 +404,9 @@ def test_an_iterator_that_fails_to_begin_or_to_end_is_no_hang() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(prefetch(NoIterator(), 10, lambda: None))
+        list(prefetch(NoIterator(), Backlog(10), lambda: None))
     with pytest.raises(ZeroDivisionError):
-        list(prefetch(bad_end(), 10, lambda: None))
+        list(prefetch(bad_end(), Backlog(10), lambda: None))
 
 
 def test_a_forked_process_without_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -417,7 +418,7 @@ def test_a_forked_process_without_the_thread_is_told(monkeypatch: pytest.MonkeyP
         more.wait()
         yield Sized()
 
-    with closing(prefetch(items(), 10, more.set)) as fetched:
+    with closing(prefetch(items(), Backlog(10), more.set)) as fetched:
         next(fetched)
         pid = os.fork()
         if not pid:
@@ -443,7 +444,7 @@ def test_fetching_ahead_keeps_to_its_budget() -> None:
             yield Sized()
 
     taken = 0
-    with closing(prefetch(items(), 10, lambda: None)) as fetched:
+    with closing(prefetch(items(), Backlog(10), lambda: None)) as fetched:
         for _ in fetched:
             taken += 1
             assert made <= taken + 12
@@ -501,7 +502,7 @@ def _leave_while_waiting(url: str, server: Server, asked: threading.Event, **opt
     course = Course(BatchQuery(), server.snapshot.splits["train"].info)
     with Client(url, **options) as client:
         fetcher = fetch.EpochFetcher(client.service, course, client._memory)
-        loop = prefetch(fetcher, 10, fetcher.abort)
+        loop = prefetch(fetcher, Backlog(10), fetcher.abort)
         with ThreadPoolExecutor(1) as consumer:
             waiting = consumer.submit(next, loop, None)
             assert asked.wait(20)

@@ -11,13 +11,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Server
+from conftest import Server, published
 from faultproxy import KINDS, FaultProxy
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from cpstream_client import Client, Retry
 from cpstream_client.stream import course as course_module
 from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_client.transport import pace
 
 FAULTS_PER_CASE = 100
 REQUEST_BYTES, RECORD_BYTES = 24_000, 6_000
@@ -30,8 +31,14 @@ def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
 
 
-def client(url: str | list[str], timeout_s: float = 0.3) -> Client:
-    made = Client(url, timeout_s=timeout_s, retry=RETRY)
+@pytest.fixture(autouse=True)
+def _long_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many connections are used as there may be."""
+    monkeypatch.setattr(pace, "ROUND_TRIP_PER_CONNECTION_S", 1e-9)
+
+
+def client(url: str | list[str], timeout_s: float = 0.3, max_connections: int = 1) -> Client:
+    made = Client(url, timeout_s=timeout_s, retry=RETRY, max_connections=max_connections)
     made.service = replace(made.service, request_bytes=REQUEST_BYTES)
     return made
 
@@ -42,22 +49,22 @@ def oracle(n: int, epoch: int, rank: int, world_size: int) -> list[list[int]]:
     return list(BatchSampler(sampler, BATCH_SIZE, drop_last=False))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("num_workers", "max_connections"), [(0, 1), (0, 4), (2, 4)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_epochs_through_faults_equal_torch(
-    server: Server, forkserver: multiprocessing.context.BaseContext, dtype: str, num_workers: int
+    server: Server, forkserver: multiprocessing.context.BaseContext, max_connections: int, dtype: str, num_workers: int
 ) -> None:
     split = server.snapshot.splits["train"]
     embeddings = split.embeddings.astype(dtype)
     bits = np.uint32 if dtype == "float32" else np.uint16
-    seed = 100 * num_workers + (dtype == "float16")
+    seed = 100 * num_workers + 10 * (max_connections > 1) + (dtype == "float16")
     epoch = 0
     with FaultProxy(server.url, seed) as proxy:
         while proxy.counts.total() < FAULTS_PER_CASE or len(proxy.counts) < len(KINDS):
             rank, world_size = [(0, 1), (1, 2), (2, 3)][epoch % 3]
             # A new dataset each time, so that its metadata come through the faults, too.
             dataset = StreamingEmbeddingsDataset(
-                client(proxy.url),
+                client(proxy.url, max_connections=max_connections),
                 "train",
                 batch_size=BATCH_SIZE,
                 shuffle=True,
@@ -96,17 +103,18 @@ def test_take_and_metadata_through_faults(server: Server) -> None:
             batch = remote.take("train", indices)
             assert batch.embeddings is not None, where
             assert np.array_equal(batch.embeddings, split.embeddings[indices]), where
-            assert remote.split("train") == split.info, where
+            assert remote.split("train") == published(split), where
             offset = int(generator.integers(0, 1700))
             page = remote.rows("train", offset, 3)
             assert [row.file_path for row in page.rows] == paths[offset : offset + 3], where
     print(f"take and metadata: {dict(proxy.counts)}")
 
 
-def test_two_proxies_on_the_way_to_the_replicas(server: Server) -> None:
+@pytest.mark.parametrize("max_connections", [1, 4])
+def test_two_proxies_on_the_way_to_the_replicas(server: Server, max_connections: int) -> None:
     split = server.snapshot.splits["train"]
     with FaultProxy(server.url, seed=1) as one, FaultProxy(server.url, seed=2) as two:
-        remote = client([one.url, two.url])
+        remote = client([one.url, two.url], max_connections=max_connections)
         dataset = StreamingEmbeddingsDataset(remote, "train", batch_size=BATCH_SIZE, shuffle=True, seed=SEED, columns=("index",))
         for epoch in range(3):
             dataset.set_epoch(epoch)

@@ -12,6 +12,7 @@ from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import COLUMNS, BatchQuery
 from ..errors import TransportError, UnavailableError
+from ..stream.backlog import Backlog
 from ..stream.course import Course, trim
 from ..stream.fetch import EpochFetcher
 from ..stream.messages import Memory
@@ -26,7 +27,7 @@ CacheOf = Callable[[SplitInfo], SplitCache]
 
 
 class Epochs:
-    """Iterates over queries of one split. Not picklable; one a process."""
+    """Iterates over queries of one split. Not picklable; one a process. max_connections: fewer than the client's, or None."""
 
     def __init__(
         self,
@@ -35,9 +36,11 @@ class Epochs:
         prefetch_bytes: int,
         cache: SplitCache | None = None,
         allocate: Callable[[int], Bytes] = allocate_aligned,
+        max_connections: int | None = None,
     ) -> None:
         self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
         self._memory = Memory(BufferPool(IDLE_BUFFERS, allocate))
+        self._max_connections = max_connections
         self._file_paths: list[str] = []
         self._labels: dict[str, Any] = {}
 
@@ -60,10 +63,11 @@ class Epochs:
     def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
         course = Course(wanted, self._info)
-        fetcher = EpochFetcher(self._client.service, course, self._memory, turn)
+        backlog = Backlog(self._prefetch_bytes)
+        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections)
         # Kept in the fetching thread, while the loop computes.
         items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
-        ahead = prefetch(items, self._prefetch_bytes, fetcher.abort)
+        ahead = prefetch(items, backlog, fetcher.abort)
         try:
             yield from trim(ahead, course)
         finally:

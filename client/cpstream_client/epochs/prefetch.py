@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import CpstreamError
+from ..stream.backlog import Backlog
 
 _JOIN_TIMEOUT_S = 5.0
 _CHECK_EVERY_S = 1.0
@@ -19,14 +20,14 @@ class _Sized(Protocol):
 T = TypeVar("T", bound=_Sized)
 
 
-def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> Generator[T, None, None]:
-    """The same items in the same order. At least one is fetched ahead, however large.
+def prefetch(items: Iterable[T], backlog: Backlog, abort: Callable[[], None]) -> Generator[T, None, None]:
+    """The same items in the same order. At least one is fetched ahead, however large. backlog: says how much waits here.
 
     Any error in the thread is raised here, where the consumer is, after the items before it. Closing the generator (leaving the
     loop, an exception, the end of the interpreter) calls `abort`, which must make the iterator return soon, and waits for the
     thread.
     """
-    queue = _Queue[T](max_bytes)
+    queue = _Queue[T](backlog)
     # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
     thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
     thread.start()
@@ -40,10 +41,9 @@ def prefetch(items: Iterable[T], max_bytes: int, abort: Callable[[], None]) -> G
 
 
 class _Queue(Generic[T]):
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
         self._items: deque[T] = deque()
-        self._held_bytes = 0
         self._changed = threading.Condition()
         self._closed = False
         self._ended = False
@@ -68,11 +68,11 @@ class _Queue(Generic[T]):
     def _take(self, iterator: Iterator[T]) -> None:
         for item in iterator:
             with self._changed:
-                self._changed.wait_for(lambda: self._held_bytes < self._max_bytes or self._closed)
+                self._changed.wait_for(lambda: self._backlog.nbytes < self._backlog.max_bytes or self._closed)
                 if self._closed:
                     return
                 self._items.append(item)
-                self._held_bytes += item.nbytes
+                self._backlog.nbytes += item.nbytes
                 self._changed.notify_all()
             del item  # or this thread would keep its buffer from being used again
 
@@ -88,7 +88,7 @@ class _Queue(Generic[T]):
                 if not self._items:
                     break
                 item = self._items.popleft()
-                self._held_bytes -= item.nbytes
+                self._backlog.nbytes -= item.nbytes
                 self._changed.notify_all()
             yield item
             del item

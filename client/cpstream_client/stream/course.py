@@ -25,9 +25,10 @@ PATH_BYTES = 64
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request for some of a course's record batches, from the `first` on, and what its reply must hold.
+    """One request for some of a course's training batches, from the `first` on, and what its reply must hold.
 
-    rows: samples of each record batch. Depends on the course alone: any endpoint can be asked, any number of times.
+    rows: samples of each of its record batches; per_record: training batches in each. nbytes: about how many all of them take.
+    Depends on the course alone: any endpoint can be asked, any number of times.
     """
 
     method: str
@@ -36,6 +37,8 @@ class Ask:
     first: int
     rows: list[int]
     expected: Expected
+    nbytes: int
+    per_record: int = 1
     body: bytes | None = None
     content_type: str = ""
 
@@ -44,55 +47,55 @@ class Ask:
         """How many record batches the reply holds."""
         return len(self.rows)
 
+    def behind(self, done: int | None = None) -> int:
+        """The training batch behind its first `done` record batches; by default, behind all of them."""
+        return self.first + (self.count if done is None else done) * self.per_record
+
     def read(self, reply: Reply, endpoint: Endpoint, memory: Memory) -> Iterator[Batch]:
         """The record batches of an endpoint's reply, each verified before it is handed out. Raises as read_batches."""
         return read_batches(reply, endpoint, self.expected, self.rows, memory)
 
 
 class Asking(Protocol):
-    """A sequence of record batches, and the requests that fetch them."""
+    """A sequence of training batches, and the requests that fetch them."""
 
     def more(self, first: int) -> bool:
-        """Whether there are record batches from the `first` on; waits where that is not known yet."""
+        """Whether there are training batches from the `first` on; waits where that is not known yet."""
 
-    def ask(self, first: int, max_bytes: int) -> Ask | None:
-        """The request for record batches from the `first` on, about max_bytes of them; None where there are none yet."""
+    def ask(self, first: int, max_bytes: int, record_bytes: int) -> Ask | None:
+        """The request for training batches from the `first` on; None where there are none yet.
+
+        About max_bytes of them, in record batches of at most record_bytes, but of one training batch at least.
+        """
+
+    def rest(self, ask: Ask, done: int) -> Ask:
+        """The request for what one asked for behind its first `done` record batches."""
 
 
 class Course:
     """What to ask for: one DataLoader worker's share of a query, cut into record batches. Pure arithmetic.
 
-    With one worker a record batch holds several training batches, with more exactly one, because the next belongs to
-    another worker.
+    With one worker a record batch holds several training batches (by default, as many as WIRE_BATCH_BYTES hold), with more exactly
+    one, because the next belongs to another worker.
     """
 
     def __init__(self, query: BatchQuery, info: SplitInfo) -> None:
         query.check_columns(info.labels)
         self.info = info
         n = info.num_samples
-        row_bytes = _row_bytes(query, info.embedding_dim)
+        self._row_bytes = _row_bytes(query, info.embedding_dim)
         self.num_steps = len(query.steps(n))  # of this worker, in training batches
         self.batch_size = query.batch_size
-        sizes = sizes_of(query.dtype, query.columns, info)
-        record_rows = min(WIRE_BATCH_BYTES // row_bytes, WIRE_BATCH_ROWS, sizes.rows() or WIRE_BATCH_ROWS)
-        per_record = max(1, record_rows // query.batch_size) if query.num_workers == 1 else 1
-        # A ragged end is cut off here; the service need not know of it.
-        self._query = replace(
-            query,
-            batch_size=query.batch_size * per_record,
-            drop_last=False,
-            limit=None,
-            fingerprint=info.fingerprint,
-        )
-        self._wire: Plan = self._query.plan(n)
         self.num_rows = query.num_rows(n)
-        self._steps = range(-(-self.num_rows // self._wire.batch_size)) if query.num_workers == 1 else query.steps(n)
-        self._record_bytes = self._wire.batch_size * row_bytes
-        self._most = sizes.records(self._wire.batch_size) or len(self._steps)  # that the service sends in one reply
+        self._sizes = sizes_of(query.dtype, query.columns, info)
+        # A ragged end is cut off here; the service need not know of it.
+        self._query = replace(query, drop_last=False, limit=None, fingerprint=info.fingerprint)
+        self._plan: Plan = self._query.plan(n)
+        self._steps = range(-(-self.num_rows // self.batch_size)) if query.num_workers == 1 else query.steps(n)
 
     def __len__(self) -> int:
-        """Record batches to fetch in all."""
-        return len(self._steps)
+        """Record batches to fetch in all, as large ones as there are."""
+        return -(-len(self._steps) // self._per_record(WIRE_BATCH_BYTES))
 
     def empty_batch(self) -> Batch:
         """What a short rank's last step yields with remainder "exact". embeddings (0, D), cps (0,)."""
@@ -107,23 +110,35 @@ class Course:
             {name: np.empty(0, np.float32) for name in columns if name not in COLUMNS},
         )
 
-    def rows(self, first: int, count: int) -> list[int]:
-        """How many samples each of these record batches holds."""
-        return [len(range(*self._wire.step_bounds(step))) for step in self._steps[first : first + count]]
-
     def more(self, first: int) -> bool:
-        return first < len(self)
+        return first < len(self._steps)
 
-    def ask(self, first: int, max_bytes: int) -> Ask | None:
-        if first >= len(self):
+    def ask(self, first: int, max_bytes: int, record_bytes: int = 0) -> Ask | None:
+        if first >= len(self._steps):
             return None
-        count = min(max(1, max_bytes // self._record_bytes), self._most, len(self) - first)
-        start = self._wire.start_after(self._steps[first])
-        query = replace(self._query, start=start, worker=0, limit=count)
-        rows, info = self.rows(first, count), self.info
+        per_record = self._per_record(record_bytes or WIRE_BATCH_BYTES)
+        count = max(1, max_bytes // (per_record * self.batch_size * self._row_bytes))
+        count = min(count, self._sizes.records(per_record * self.batch_size) or count)  # that the service sends in one reply
+        return self._ask(first, min(count, -(-(len(self._steps) - first) // per_record)), per_record)
+
+    def rest(self, ask: Ask, done: int) -> Ask:
+        return self._ask(ask.behind(done), ask.count - done, ask.per_record)
+
+    def _per_record(self, record_bytes: int) -> int:
+        """How many training batches a record batch holds."""
+        rows = min(min(record_bytes, WIRE_BATCH_BYTES) // self._row_bytes, WIRE_BATCH_ROWS, self._sizes.rows() or WIRE_BATCH_ROWS)
+        return max(1, rows // self.batch_size) if self._query.num_workers == 1 else 1
+
+    def _ask(self, first: int, count: int, per_record: int) -> Ask:
+        batch_size, info = self.batch_size * per_record, self.info
+        start = self._plan.start_after(self._steps[first])
+        query = replace(self._query, batch_size=batch_size, start=start, worker=0, limit=count)
+        plan = query.plan(info.num_samples)
+        rows = [len(range(*plan.step_bounds(step))) for step in query.steps(info.num_samples)]
         metadata = stream_metadata(info.split, info.fingerprint, query, sum(rows), count)
         expected = Expected(info.embedding_dim, query.dtype, query.columns, metadata)
-        return Ask("GET", split_path(info.split, "batches"), query.to_params(), first, rows, expected)
+        path, nbytes = split_path(info.split, "batches"), sum(rows) * self._row_bytes
+        return Ask("GET", path, query.to_params(), first, rows, expected, nbytes, per_record)
 
 
 def _row_bytes(query: BatchQuery, dim: int) -> int:

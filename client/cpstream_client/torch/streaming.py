@@ -16,6 +16,7 @@ from ..contract.plan import Remainder
 from ..contract.wire import BatchQuery, Column, Dtype
 from ..epochs.epochs import Epochs
 from ..epochs.position import Position, Run
+from ..stream.backlog import PREFETCH_BYTES
 from ..transport.options import ClientOptions
 from .device import allocate_pinned, check_cache, open_cache
 from .guard import (
@@ -28,8 +29,6 @@ from .guard import (
 from .items import Item, StreamingOptions, Usual, cut
 from .resumable import Resumable
 from .share import share_of
-
-PREFETCH_BYTES = 64 * 1024**2
 
 
 class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
@@ -46,7 +45,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
     batch_size: samples a step and rank. drop_last: leave out a last batch that is smaller.
     shuffle: True for torch's uniform permutation of seed + epoch; "blocks" for splits that exceed the service's memory.
     remainder: "pad", "drop" or "exact", see plan.py: what becomes of samples that the ranks cannot share evenly.
-    prefetch_bytes: how much may be fetched ahead, a process.
+    prefetch_bytes: how much may be fetched ahead, a process and iteration: what waits for the loop, and what is on its way over all
+    connections (see Client's max_connections; a DataLoader worker has one).
     cache: "memory", a directory, or "device" (with `device`, by default the GPU): the first epoch fills it, later ones gather from
     it in the same order and ask the service only whether its data is still the same; those of a directory serve later runs, too.
     pin_memory: receive into page-locked memory, from which copies to a GPU are asynchronous; `loader(device=...)` sees to it.
@@ -168,7 +168,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         if self._epochs is None:
             cache = None if self.cache is None else open_cache(self.cache, self.info, self._share.query.dtype, self.device)
             allocate = allocate_pinned if self.pin_memory else allocate_aligned
-            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate)
+            connections = None if get_worker_info() is None else 1  # workers are as many already
+            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate, connections)
         records = self._epochs.records(query, turn=query.rank + turn)
         try:
             for record in records:

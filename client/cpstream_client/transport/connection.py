@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from .sockets import Line, Response, set_timeout
+from .sockets import Line, Response, round_trip_s, set_timeout
 
 if TYPE_CHECKING:
     import httpx
@@ -68,9 +68,13 @@ class Route:
 
 
 class Connection:
-    """Opened by its first request and again by the next one after it broke. Not for several threads."""
+    """Opened by its first request and again by the next one after it broke. Not for several threads.
 
-    def __init__(self, route: Route, scheme: str, host: str, port: int) -> None:
+    met: called with the seconds of a round trip to the other end, whenever a connection has been made.
+    """
+
+    def __init__(self, route: Route, scheme: str, host: str, port: int, met: Callable[[float], None]) -> None:
+        self._met = met
         self._http = route.open(scheme, host, port)  # opens the socket, and no more: its requests go out in two pieces
         self._response: Response | None = None
         self._used_s = 0.0
@@ -120,8 +124,10 @@ class Connection:
     def _connect(self, timeouts: Timeouts) -> socket.socket:
         if self._http.sock is None:
             self._http.timeout = timeouts.connect_s
+            began = time.monotonic()
             self._http.connect()
             self._timeouts = None
+            self._met(round_trip_s(cast(socket.socket, self._http.sock), time.monotonic() - began))
         sock = cast(socket.socket, self._http.sock)
         if self._timeouts != timeouts:
             set_timeout(sock, timeouts.receive_s, timeouts.send_s)

@@ -1,5 +1,6 @@
 """Which of a service's endpoints to ask: each process has its turn among them, and avoids for a while what failed."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,9 +67,11 @@ class Replicas:
         now = self._clock()
         return min(in_turn, key=lambda endpoint: max(0.0, self._rests_until(endpoint) - now))
 
-    def failed(self, endpoint: Endpoint) -> None:
-        failures, _ = self._failures.get(endpoint, (0, 0.0))
-        self._failures[endpoint] = failures + 1, self._clock()
+    def failed(self, endpoint: Endpoint, asked_s: float = math.inf) -> None:
+        """asked_s: when, by time.monotonic; of several requests that one fault ends, one counts."""
+        failures, last = self._failures.get(endpoint, (0, 0.0))
+        if not failures or asked_s >= last:
+            self._failures[endpoint] = failures + 1, self._clock()
 
     def worked(self, endpoint: Endpoint) -> None:
         self.met = True

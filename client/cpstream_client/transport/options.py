@@ -41,6 +41,7 @@ class ClientOptions(TypedDict, total=False):
     timeout_s: float | None
     http: MakeHttp | None
     retry: Retry | None
+    max_connections: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,11 @@ from ..contract.wire import REQUEST_ID_HEADER
 from .asked import Asked
 from .endpoints import Endpoint, Replicas
 from .options import HttpOptions
+from .pace import MAX_CONNECTIONS, REQUEST_BYTES, Pace
 from .replies import Reply
 from .retry import Retry
 from .session import Sessions
 from .sockets import Line
-
-REQUEST_BYTES = 64 * 1024**2
-"""Of one request: bounds what a fault, a drain or a stall can cost, and costs nothing measurable itself."""
 
 
 def new_request_id() -> str:
@@ -31,14 +29,22 @@ class Service:
     sessions: Sessions
     retry: Retry = field(default_factory=Retry)
     request_bytes: int = REQUEST_BYTES
+    pace: Pace = field(default_factory=Pace)
 
     @classmethod
-    def at(cls, url: str | Sequence[str], options: HttpOptions | None = None, retry: Retry | None = None) -> "Service":
-        """Raises ValueError for a malformed url."""
+    def at(
+        cls,
+        url: str | Sequence[str],
+        options: HttpOptions | None = None,
+        retry: Retry | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> "Service":
+        """Raises ValueError for a malformed url, and for max_connections below 1."""
         urls = [url] if isinstance(url, str) else list(dict.fromkeys(url))
         if not urls:
             raise ValueError("url is an empty list; it must name at least one endpoint, like http://data:8000")
-        return cls(Replicas(tuple(Endpoint.parse(each) for each in urls)), Sessions(options or HttpOptions()), retry or Retry())
+        replicas, pace = Replicas(tuple(Endpoint.parse(each) for each in urls)), Pace(max_connections)
+        return cls(replicas, Sessions(options or HttpOptions()), retry or Retry(), pace=pace)
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -47,6 +53,10 @@ class Service:
     @property
     def options(self) -> HttpOptions:
         return self.sessions.options
+
+    def round_trip_s(self, endpoint: Endpoint) -> float | None:
+        """How long a packet takes there and back, as far as this process has learnt it."""
+        return self.sessions.here().round_trip_s(("https" if endpoint.secure else "http", endpoint.host, endpoint.port))
 
     def ask(
         self,

@@ -3,6 +3,7 @@
 import os
 import sys
 import threading
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from .socket_transport import Head, SocketTransport
 
 _MAX_BUILT = 64
+_ANSWER_S = 0.02
+"""What an answer may take without the way to it being long."""
 _inherited: list[object] = []
 """Clients of parent processes. Nothing here may use or close them, so they are kept where no garbage collector finds them."""
 
@@ -70,6 +73,18 @@ class Session:
         """Our own one, or None."""
         self.errors: tuple[type[Exception], ...] = ()
         """What receiving and the reading of a body raise where the network or the other side is at fault."""
+        self._answer_s: dict[tuple[str, str, int], float] = {}  # the fastest of each origin
+
+    def round_trip_s(self, origin: tuple[str, str, int]) -> float | None:
+        """How long a packet takes to a scheme, host and port and back; None before the first answer.
+
+        Over our own transport that of the fastest handshake, over others no more than what the fastest answer cannot be without.
+        """
+        made = None if self.transport is None else self.transport.round_trips.get(origin)
+        if made is not None:
+            return made
+        answer_s = self._answer_s.get(origin)
+        return None if answer_s is None else max(0.0, answer_s - _ANSWER_S)
 
     def send(
         self, method: str, url: str, headers: dict[str, str], request_id: tuple[str, str], body: bytes | None, line: Line
@@ -84,7 +99,16 @@ class Session:
             return self._send_directly(client, transport, method, url, headers, request_id, body, line)
         request = client.build_request(method, url, headers=dict([*headers.items(), request_id]), content=body)
         request.extensions = {**request.extensions, "cpstream.line": line}
-        return Call(lambda: answer_of(client.send(request, stream=True)))
+        origin = request.url.scheme, request.url.host, request.url.port or (443 if request.url.scheme == "https" else 80)
+
+        def receive() -> Answer:
+            began = time.monotonic()
+            response = client.send(request, stream=True)
+            took = time.monotonic() - began
+            self._answer_s[origin] = min(took, self._answer_s.get(origin, took))
+            return answer_of(response)
+
+        return Call(receive)
 
     def _send_directly(
         self,

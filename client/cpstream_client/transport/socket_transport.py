@@ -10,6 +10,7 @@ import ssl
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -49,6 +50,9 @@ class SocketTransport(httpx.BaseTransport):
     def __init__(self, make_context: Callable[[], ssl.SSLContext], proxy: httpx.Proxy | None) -> None:
         self._route = Route(make_context, proxy)
         self.idle: dict[_Origin, deque[Connection]] = defaultdict(deque)
+        self.round_trips: dict[_Origin, float] = {}
+        """Seconds of the fastest round trip to each origin. Nothing is known of what is behind a proxy."""
+        self._is_proxied = proxy is not None
         self._closed = False
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -97,7 +101,11 @@ class SocketTransport(httpx.BaseTransport):
             if not connection.is_stale:
                 return connection
             connection.close()
-        return Connection(self._route, *origin)
+        return Connection(self._route, *origin, partial(self._note, origin))
+
+    def _note(self, origin: _Origin, round_trip_s: float) -> None:
+        if not self._is_proxied:
+            self.round_trips[origin] = min(round_trip_s, self.round_trips.get(origin, round_trip_s))
 
     def _give_back(self, connection: Connection, origin: _Origin) -> None:
         connection.release()

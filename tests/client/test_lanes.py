@@ -1,0 +1,281 @@
+"""Several connections for one stream: how many, in what order their batches come, and what a fault or a refusal costs."""
+
+import asyncio
+import multiprocessing
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from conftest import Server, poll, serving
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from torch.utils.data import DataLoader
+
+from cpstream_client import BatchQuery, Client, DatasetChanged, Retry
+from cpstream_client.stream import course as course_module
+from cpstream_client.stream.backlog import Backlog
+from cpstream_client.stream.course import Course
+from cpstream_client.stream.fetch import EpochFetcher
+from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_client.transport import pace
+from cpstream_client.transport.pace import MAX_CONNECTIONS, Pace
+from cpstream_service.app import create_app
+from cpstream_service.settings import ServeSettings
+from cpstream_service.snapshot.store import Snapshot
+
+QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
+RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05)
+REQUEST_BYTES, RECORD_BYTES = 40_000, 5_000
+
+
+@pytest.fixture(autouse=True)
+def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
+
+
+@pytest.fixture
+def long_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path needs as many connections as there may be."""
+    monkeypatch.setattr(pace, "ROUND_TRIP_PER_CONNECTION_S", 1e-9)
+
+
+@dataclass
+class Gate:
+    """An app that knows which requests for batches are open, and what their queries are.
+
+    at_request: called with the number of each, from 1 on; what it returns, if anything, is answered in the app's place.
+    """
+
+    app: ASGIApp
+    at_request: Callable[[int], Any] = lambda number: None
+    open: int = 0
+    most: int = 0
+    queries: list[str] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].endswith("/batches"):
+            await self.app(scope, receive, send)
+            return
+        self.open += 1
+        self.most = max(self.most, self.open)
+        self.queries.append(scope["query_string"].decode())
+        try:
+            instead = self.at_request(len(self.queries))
+            if asyncio.iscoroutine(instead):
+                instead = await instead
+            await (instead or self.app)(scope, receive, send)
+        finally:
+            self.open -= 1
+
+
+@contextmanager
+def gate(snapshot: Snapshot, **settings: Any) -> Iterator[tuple[str, Gate]]:
+    app = Gate(create_app(snapshot, ServeSettings(**settings)))
+    with serving(app) as url:
+        yield url, app
+
+
+def client(url: str | list[str], max_connections: int = 4) -> Client:
+    made = Client(url, timeout_s=10, retry=RETRY, max_connections=max_connections)
+    made.service = replace(made.service, request_bytes=REQUEST_BYTES)
+    return made
+
+
+def fetcher(remote: Client, backlog: Backlog | None = None) -> EpochFetcher:
+    return EpochFetcher(remote.service, Course(QUERY, remote.split("train")), remote._memory, backlog=backlog)
+
+
+def indices(batches: Iterator[object]) -> list[int]:
+    return [int(index) for batch in batches for index in batch.index]  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="module")
+def expected(snapshot: Snapshot) -> list[int]:
+    order: list[int] = QUERY.plan(len(snapshot.splits["train"].cps)).order().tolist()
+    return order
+
+
+def test_one_connection_is_enough_on_a_short_path(snapshot: Snapshot, expected: list[int]) -> None:
+    with gate(snapshot) as (url, app), client(url, MAX_CONNECTIONS) as remote:
+        fetched = fetcher(remote)
+        assert indices(iter(fetched)) == expected
+        assert fetched.flow.connections == 1
+        assert app.most <= 2  # the next request goes out before the last reply ends
+        assert 0 < remote.service.round_trip_s(remote.service.endpoints[0]) < pace.ROUND_TRIP_PER_CONNECTION_S  # type: ignore[operator]
+
+
+def test_requests_are_in_flight_at_once_and_their_batches_in_order(
+    snapshot: Snapshot, expected: list[int], long_path: None
+) -> None:
+    with gate(snapshot) as (url, app), client(url) as remote:
+
+        async def answered_last_first(number: int) -> None:
+            """Nobody is answered until four are there, and then the last of them first."""
+            if number <= 4:
+                while app.most < 4:
+                    await asyncio.sleep(0.001)
+                await asyncio.sleep(0.05 * (4 - number))
+
+        app.at_request = answered_last_first
+        fetched = fetcher(remote)
+        assert indices(iter(fetched)) == expected
+        assert app.most == fetched.flow.connections == 4
+        assert not fetched.flow.faults
+
+
+def test_connections_of_metadata_and_of_earlier_epochs_are_used_again(
+    snapshot: Snapshot, expected: list[int], long_path: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cpstream_client.transport.connection import Route
+
+    opened = []
+    real = Route.open
+    monkeypatch.setattr(Route, "open", lambda self, *to: opened.append(to) or real(self, *to))  # type: ignore[func-returns-value]
+    with gate(snapshot) as (url, _), client(url) as remote:
+        for _ in range(3):
+            assert indices(iter(fetcher(remote))) == expected
+    assert len(opened) <= 4
+
+
+def test_an_overloaded_service_is_asked_less_and_no_fault_is_counted(
+    snapshot: Snapshot, expected: list[int], long_path: None
+) -> None:
+    busy = create_app(snapshot, ServeSettings(max_streams=1))
+    with serving(busy) as other, gate(snapshot) as (url, app), client(url, 8) as remote:
+        Client(other).splits()
+        busy.state.service.batch_server.open_streams = 1
+
+        async def crowded(number: int) -> ASGIApp | None:
+            """Two at a time are answered."""
+            if app.open > 2:
+                return busy
+            await asyncio.sleep(0.01)
+            return None
+
+        app.at_request = crowded
+        fetched = fetcher(remote)
+        assert indices(iter(fetched)) == expected
+        assert fetched.flow.faults == 0
+        # Of the first eight, six may be refused; from then on a refusal is a try whether the service has more time by now.
+        assert 1 <= fetched.flow.refused <= 6 + fetched.flow.requests / 8
+
+
+def test_a_fault_costs_one_request(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+    with gate(snapshot) as (url, app), client(url) as remote:
+        whole = fetcher(remote)
+        assert indices(iter(whole)) == expected
+        undisturbed = sorted(app.queries)
+        app.queries.clear()
+
+        async def cut(scope: Scope, receive: Receive, send: Send) -> None:
+            """The reply ends after its first piece, at about half of it."""
+
+            async def cutting(message: Message) -> None:
+                if message["type"] == "http.response.body":
+                    half = bytes(message["body"])[: len(message["body"]) // 2]
+                    await send({**message, "body": half, "more_body": True})
+                    raise ConnectionResetError
+                await send(message)
+
+            await app.app(scope, receive, cutting)
+
+        app.at_request = lambda number: cut if number == 3 else None
+        fetched = fetcher(remote)
+        assert indices(iter(fetched)) == expected
+        assert (fetched.flow.faults, fetched.flow.requests) == (1, whole.flow.requests + 1)
+        again = [query for query in app.queries if query not in undisturbed]
+        assert len(again) == 1  # for the rest of the reply that was cut
+
+
+def test_what_lies_before_a_final_error_is_delivered(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+    other = replace(snapshot, splits={"train": snapshot.splits["dev"]})
+    replaced = create_app(other, ServeSettings())
+    with serving(replaced) as new, gate(snapshot) as (url, app), client(url) as remote:
+        Client(new).splits()  # it has started
+        app.at_request = lambda number: replaced if number == 6 else None
+        got: list[int] = []
+        with pytest.raises(DatasetChanged):
+            got.extend(int(index) for batch in fetcher(remote) for index in batch.index)  # type: ignore[union-attr]
+    assert got == expected[: len(got)]
+    assert len(got) > 8
+
+
+def test_no_more_is_under_way_than_may_be_fetched_ahead(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+    most = 200_000
+    with gate(snapshot) as (url, app), client(url, 8) as remote:
+        batches = iter(fetcher(remote, Backlog(most)))
+        got = indices(iter([next(batches)]))
+        course = Course(QUERY, remote.split("train"))
+        row_bytes = course.ask(0, 1, 0).nbytes / 8  # type: ignore[union-attr]
+
+        def asked_bytes() -> float:
+            return sum(8 * row_bytes * int(dict(p.split("=") for p in q.split("&"))["limit"]) for q in app.queries)
+
+        poll(lambda: app.open == 0 and asked_bytes() > 0.7 * most)  # while the loop does something else
+        assert asked_bytes() <= most + 8 * row_bytes
+        assert got + indices(batches) == expected
+
+
+def test_a_dataloader_worker_has_one_connection(
+    snapshot: Snapshot, long_path: None, forkserver: multiprocessing.context.BaseContext
+) -> None:
+    with gate(snapshot) as (url, app):
+        dataset = StreamingEmbeddingsDataset(url, "train", batch_size=8, columns=("index",), cache=None)
+        loader = DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="fork")
+        assert sum(len(index) for (index,) in loader) == 1800
+        assert app.most <= 2
+        alone = StreamingEmbeddingsDataset(url, "train", batch_size=8, columns=("index",), max_connections=3)
+        assert sum(len(index) for (index,) in alone) == 1800
+
+
+def test_leaving_a_loop_ends_its_threads_and_connections(server: Server, long_path: None) -> None:
+    dataset = StreamingEmbeddingsDataset(client(server.url), "train", batch_size=8)
+    for _ in dataset:
+        assert [thread for thread in threading.enumerate() if thread.name.startswith("cpstream-lane")]
+        break
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("cpstream-")]
+
+
+@pytest.mark.parametrize("max_connections", [0, -1])
+def test_a_number_that_is_none_is_refused(max_connections: int) -> None:
+    with pytest.raises(ValueError, match=f"max_connections is {max_connections}; it must be 1 or more"):
+        Client("http://127.0.0.1:9", max_connections=max_connections)
+    with pytest.raises(ValueError, match="max_connections"):
+        StreamingEmbeddingsDataset("http://127.0.0.1:9", "train", max_connections=max_connections)
+
+
+# Pure
+
+
+@pytest.mark.parametrize(("round_trip_ms", "number"), [(None, 1), (0.05, 1), (2, 1), (4, 2), (10, 5), (40, 8), (150, 8)])
+def test_the_number_follows_the_round_trip(round_trip_ms: float | None, number: int) -> None:
+    pace = Pace(8)
+    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=1) == number
+    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=3) == max(3, number)
+    assert Pace(2).needed(1.0, workers=3) == 2
+
+
+def test_the_size_follows_the_speed() -> None:
+    pace, share = Pace(8), 4_000_000
+    assert pace.request_bytes(0.08, share) == 2 * 1024**2  # nobody knows yet
+    pace.worked(1_000_000, 0.8)
+    slow = pace.request_bytes(0.08, share)
+    pace.worked(2_000_000, 0.8)
+    assert slow == 524_288 < pace.request_bytes(0.08, share) == 1_000_000
+    pace.worked(200_000_000, 0.8)
+    assert pace.request_bytes(0.08, share) == share
+
+
+def test_a_service_that_has_refused_is_tried_again_after_a_while() -> None:
+    pace = Pace(8)
+    pace.refused(others=2)
+    assert pace.connections(0.1, 1) == 2
+    assert pace.needed(0.1, 1) == 8
+    for _ in range(16):
+        assert pace.connections(0.1, 1) == 2
+        pace.worked(1, 1)
+    assert pace.connections(0.1, 1) == 3
+    pace.refused(others=0)
+    assert pace.connections(0.1, 1) == 1

@@ -42,6 +42,7 @@ LADDER = (
     "cpstream_service.snapshot",
     "cpstream_service.batches",
     "cpstream_service.api",
+    "cpstream_service.stalls",
     "cpstream_service.connections",
     "cpstream_service.app",
     "cpstream_service.serve",

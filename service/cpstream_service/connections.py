@@ -1,6 +1,6 @@
-"""What one connection may cost before it has asked for anything: the head of a request is bounded in bytes and in time.
+"""What one connection may cost: the head of a request is bounded in bytes and in time, a reply that nobody takes in time.
 
-uvicorn's httptools protocol has neither bound, and at the limit of open files asyncio logs a traceback for each try to accept.
+uvicorn's httptools protocol has no such bounds, and at the limit of open files asyncio logs a traceback for each try to accept.
 """
 
 import asyncio
@@ -14,6 +14,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from .stalls import StallWatch
+
 logger = logging.getLogger("cpstream.service")
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -25,19 +27,30 @@ _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Connection(HttpToolsProtocol):
-    """uvicorn's protocol, which closes connections whose heads are too long (431) or take too long."""
+    """uvicorn's protocol, which closes connections whose heads are too long (431) or take too long, or whose readers stopped."""
 
     _in_head = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
+    _stalls: StallWatch
+
+    def __init__(self, *args: Any, stall_timeout_s: float, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._stall_timeout_s = stall_timeout_s
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._stalls = StallWatch(transport, self.client[0] if self.client else "?", self._stall_timeout_s)
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_done()
+        self._stalls.close()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        self._stalls.turns += 1
+        super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)

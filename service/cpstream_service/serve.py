@@ -87,7 +87,7 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         workers=settings.workers,
         # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
         loop="cpstream_service.connections:EventLoop",
-        http=Connection,
+        http=partial(Connection, stall_timeout_s=settings.stall_timeout_s),  # type: ignore[arg-type] # a class is called, too
         ws="none",
         backlog=BACKLOG,
         proxy_headers=False,  # app.py has them, where proxies are trusted; uvicorn would trust whoever is on this machine

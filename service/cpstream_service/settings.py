@@ -180,6 +180,8 @@ class ServeSettings:
     """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
     max_json_rows: Annotated[int, Field(ge=1)] = 1024
     """Most samples that a JSON reply may hold."""
+    stall_timeout_s: Annotated[float, Field(ge=1)] = 300.0
+    """Seconds after which a reply of which nothing is taken any more is ended, and its stream free for others."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that open streams get to finish after SIGTERM."""
     log_format: Literal["text", "json"] = "text"

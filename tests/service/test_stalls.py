@@ -1,0 +1,98 @@
+"""Readers that stop, and readers that are slow: what is kept for them, and for how long."""
+
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from conftest import grown, poll, serving, stalled_stream
+from test_connections import connect
+from test_connections import serving as command
+from torch.utils.data import DataLoader
+
+from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_service.app import create_app
+from cpstream_service.connections import Connection
+from cpstream_service.settings import ServeSettings
+from cpstream_service.snapshot.store import Snapshot
+
+PATH = "/v1/splits/train/batches"
+
+
+@contextmanager
+def impatient(snapshot: Snapshot) -> Iterator[str]:
+    """The URL of a service whose stall_timeout_s is a second, of more than all buffers on the way hold."""
+    app = create_app(grown(snapshot, "train", 60_000), ServeSettings())
+    with serving(app, http=partial(Connection, stall_timeout_s=1.0)) as url:
+        yield url
+
+
+def open_streams(url: str) -> int:
+    text = httpx.get(f"{url}/metrics").text
+    return int(float(text.partition("\ncpstream_open_streams ")[2].split()[0]))
+
+
+def read_all(sock: socket.socket) -> None:
+    while sock.recv(2**20):
+        pass
+
+
+def test_a_reader_that_stops_is_let_go(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    with impatient(snapshot) as url, caplog.at_level(logging.WARNING, "cpstream.service"):
+        with stalled_stream(url, PATH) as sock:
+            poll(lambda: open_streams(url) == 1)
+            poll(lambda: open_streams(url) == 0)
+            with pytest.raises(ConnectionResetError):
+                read_all(sock)
+        lines = [record.getMessage() for record in caplog.records]
+        assert len(lines) == 1, lines
+        assert "connection of 127.0.0.1, which took nothing of its reply for 1 s (--stall-timeout-s)" in lines[0]
+
+
+def test_a_reader_that_stops_at_the_end_of_its_reply_is_let_go(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    """Then the request is over, but its last bytes, and the connection, are still there."""
+    with impatient(snapshot) as url, caplog.at_level(logging.WARNING, "cpstream.service"):
+        with stalled_stream(url, f"{PATH}?batch_size=256&limit=28"):  # two chunks: one for the kernel, one to wait for it
+            poll(lambda: open_streams(url) == 0)
+            poll(lambda: caplog.records)
+        assert "took nothing of its reply" in caplog.text
+
+
+def test_a_slow_reader_is_none_that_stopped(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    with impatient(snapshot) as url, stalled_stream(url, PATH) as sock:
+        poll(lambda: open_streams(url) == 1)
+        until = time.monotonic() + 4
+        while time.monotonic() < until:  # 100 KB/s: the kernel asks for no more in all that time
+            assert sock.recv(10_000)
+            time.sleep(0.1)
+        assert open_streams(url) == 1
+    assert "took nothing" not in caplog.text
+
+
+def test_a_loop_that_paused_for_longer_goes_on_at_the_right_sample(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    with impatient(snapshot) as url, caplog.at_level(logging.WARNING, "cpstream.service"):
+        train = StreamingEmbeddingsDataset(
+            url, "train", batch_size=512, shuffle=True, seed=4, columns=("index", "embedding"), prefetch_bytes=1
+        )
+        loop = iter(DataLoader(train, batch_size=None))
+        got = [next(loop)[0]]
+        poll(lambda: "took nothing of its reply" in caplog.text)
+        got += [index for index, _ in loop]
+        assert torch.equal(torch.cat(got), torch.randperm(60_000, generator=torch.Generator().manual_seed(4)))
+
+
+def test_the_setting_holds_in_each_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPSTREAM_STALL_TIMEOUT_S", "1")
+    monkeypatch.setenv("CPSTREAM_WORKERS", "2")
+    body = np.zeros(60_000, "<i8").tobytes()
+    with command(tmp_path) as (url, log), connect(url) as sock:
+        head = f"POST /v1/splits/train/take HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n"
+        sock.sendall(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode() + body)
+        poll(lambda: "took nothing of its reply" in log.read_text())

@@ -9,14 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import replies, snapshots, tables, take
+from . import npy, replies, snapshots, tables, take
 from .report import Report
 from .runs import Outcome, drawn, judged, run
 from .seeds import prepared
 from .target import Target
 
 TARGETS = {
-    target.name: target for target in (tables.CSV_TARGET, tables.TABLES_TARGET, take.TARGET, replies.TARGET, snapshots.TARGET)
+    target.name: target
+    for target in (npy.TARGET, tables.CSV_TARGET, tables.TABLES_TARGET, take.TARGET, replies.TARGET, snapshots.TARGET)
 }
 
 

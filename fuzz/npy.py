@@ -1,4 +1,8 @@
-"""Target `npy`: embeddings in a pickle, of every shape and protocol, read, aligned and gathered as a start does it."""
+"""Target `npy`: embeddings in a pickle, of every shape and protocol, read, aligned and gathered as a start does it.
+
+A file is read in a process of its own. Here that is a fork of the worker, with the same code and the same limits, for a new
+interpreter takes a hundred times as long to start; one in a thousand is read by a new one.
+"""
 
 import io
 import os
@@ -8,21 +12,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import IO, Any
+from unittest.mock import patch
+from zlib import crc32
 
 import numpy as np
 
 from cpstream_service.align.align import align
 from cpstream_service.errors import DataError
+from cpstream_service.sources import npy_apart, npy_child
 from cpstream_service.sources.cps_table import CpsTable, read_cps_table
 from cpstream_service.sources.npy import FILE_NAME, read_npy
 
 from .mutate import ANY, mutated
 from .pickles import PICKLE
 from .tables import DIM, PATHS, prepare_csv
-from .target import Target, WrongError, check_message
+from .target import Target, WrongError, check_message, peak_bytes
 
-_HARMFUL = {"os.system", "os.exec", "os.putenv", "os.remove", "os.rename", "socket.connect", "shutil.rmtree", "ctypes.dlopen"}
+_ANEW = 1000
+_LED_ASTRAY = 77
+_HARMFUL = {"os.system", "os.exec", "os.putenv", "os.remove", "os.rename", "socket.connect", "shutil.rmtree", "subprocess.Popen"}
 """What no reading of a file leads to, by the names of Python's audit events."""
 
 
@@ -66,8 +75,9 @@ def prepare(folder: Path) -> tuple[list[bytes], bytes]:
 
 
 class _Npy:
-    def __init__(self, seeds: list[bytes], table: CpsTable, path: Path) -> None:
-        self._seeds, self._table, self._path = seeds, table, path
+    def __init__(self, seeds: list[bytes], table: CpsTable, path: Path, nowhere: IO[bytes]) -> None:
+        self._seeds, self._table, self._path, self._nowhere = seeds, table, path, nowhere
+        self.beside_bytes = 0
 
     def draw(self, random: Random) -> bytes:
         mutations = PICKLE if random.random() < 0.7 else ANY
@@ -75,37 +85,48 @@ class _Npy:
 
     def accepts(self, data: bytes) -> bool:
         self._path.write_bytes(data)
-        _seen.clear()
+        self.beside_bytes = 0
         try:
-            splits = read_npy(self._path)
+            with patch.object(npy_apart, "_run", self._run if crc32(data) % _ANEW else npy_apart._run):
+                splits = read_npy(self._path)
         except DataError as error:
             check_message(error)
             return False
-        finally:
-            if _seen:
-                raise WrongError(f"reading led to {_seen}")
         for split in splits.values():
             aligned = align(split, self._table)
             if aligned.embeddings.dtype != np.float32 or not np.isfinite(aligned.embeddings).all():
                 raise WrongError(f"served {aligned.embeddings!r}")
         return True
 
+    def _run(self, path: Path, task: dict[str, Any], descriptors: tuple[int, ...]) -> int:
+        before = peak_bytes()
+        pid = os.fork()
+        if not pid:
+            try:
+                os.dup2(self._nowhere.fileno(), 2)
+                sys.addaudithook(_watch)
+                npy_child.main({**task, "parent": os.getppid()})
+            finally:
+                os._exit(1)
+        _, status, used = os.wait4(pid, 0)
+        self.beside_bytes = used.ru_maxrss * 1024 - before
+        code = os.waitstatus_to_exitcode(status)
+        if code == _LED_ASTRAY:
+            raise WrongError("reading it led to what no reading leads to")
+        return code
 
-_seen: list[str] = []
+
+def _watch(event: str, _: tuple[Any, ...]) -> None:
+    if event in _HARMFUL:
+        os._exit(_LED_ASTRAY)
 
 
 @contextmanager
 def start(state: tuple[list[bytes], bytes], folder: Path) -> Iterator[_Npy]:
     seeds, table = state
     (folder / "table.csv").write_bytes(table)
-    own = os.getpid()
-
-    def watch(event: str, arguments: tuple[Any, ...]) -> None:
-        if event in _HARMFUL and os.getpid() == own:
-            _seen.append(event)
-
-    sys.addaudithook(watch)
-    yield _Npy(seeds, read_cps_table(folder / "table.csv"), folder / FILE_NAME)
+    with open(os.devnull, "wb") as nowhere:
+        yield _Npy(seeds, read_cps_table(folder / "table.csv"), folder / FILE_NAME, nowhere)
 
 
 TARGET = Target("npy", prepare, start)

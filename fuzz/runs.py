@@ -20,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from .target import MOST_BYTES, Case, Target
+from .target import MOST_BYTES, Case, Target, peak_bytes
 
 HANG_S = 60.0
 """Of one mutation, on a machine that may be busy."""
@@ -241,7 +241,7 @@ def _work(
 def judged(case: Case, data: bytes, index: int = 0) -> tuple[Failure | None, bool, int, float]:
     """Try a mutation: what is wrong, whether it was accepted, bytes of memory beyond 10 times its size, and seconds."""
     _forget_peak()
-    before = _peak()
+    before = peak_bytes()
     began = time.perf_counter()
     accepted, failure = False, None
     try:
@@ -249,7 +249,7 @@ def judged(case: Case, data: bytes, index: int = 0) -> tuple[Failure | None, boo
     except BaseException as error:
         failure = Failure("traceback", index, _place(error), traceback.format_exc()[-6000:])
     took_s = time.perf_counter() - began
-    over = max(0, _peak() - before - 10 * len(data))
+    over = max(0, peak_bytes() - before - 10 * len(data), getattr(case, "beside_bytes", 0) - 10 * len(data))
     if failure is None and over > MOST_BYTES:
         accepted = False
         failure = Failure("memory", index, "memory", f"{over / 1e6:.0f} MB more than 10 times its {len(data)} bytes")
@@ -265,7 +265,3 @@ def _place(error: BaseException) -> str:
 def _forget_peak() -> None:
     with open("/proc/self/clear_refs", "wb", buffering=0) as file:
         file.write(b"5")
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,5 +1,6 @@
 """What a target of the fuzzer is, and what counts as a failure."""
 
+import resource
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ class WrongError(Exception):
 
 
 class Case(Protocol):
-    """A target in a worker process."""
+    """A target in a worker process. beside_bytes, if it has that: memory that another process took for the last mutation."""
 
     def draw(self, random: Random) -> bytes:
         """A mutation. All that `accepts` needs is in it, so that it can be kept as a file and be tried again."""
@@ -38,6 +39,11 @@ class Target:
     name: str
     prepare: Callable[[Path], Any]
     start: Callable[[Any, Path], AbstractContextManager[Case]]
+
+
+def peak_bytes() -> int:
+    """The most memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def check_message(error: Exception) -> None:

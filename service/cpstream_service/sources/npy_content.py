@@ -63,7 +63,7 @@ def _load(raw: io.RawIOBase) -> Array:
     except Exception as error:  # a damaged pickle may fail in any way
         if isinstance(error, EOFError) or "truncated" in str(error) or "exhausted" in str(error):
             raise truncated(os.fstat(raw.fileno()).st_size) from None
-        raise _unfit(str(error) if isinstance(error, pickle.UnpicklingError) else _UNFIT) from None
+        raise _unfit(" ".join(str(error).split()) if isinstance(error, pickle.UnpicklingError) else _UNFIT) from None
     if not isinstance(content, Array):
         raise _unfit(f"it holds {kind_of(content)} where the array of the .npy file belongs")
     return content

@@ -25,7 +25,7 @@ CLIENT = """
     NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo StateMismatch TransportError
     UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
 """
-TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset loader"
+TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset inverse_density_weights loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"
 COMMANDS = "check info ingest plan serve"
 PATHS = """

@@ -56,6 +56,10 @@ class IndexBatches:
         for low, high in zip([0, *ends], ends, strict=False):
             yield self.indices[low:high]
 
+    def rest(self, done: int) -> "IndexBatches":
+        """All but the first `done` batches."""
+        return IndexBatches(self.indices[int(self.sizes[:done].sum()) :], self.sizes[done:])
+
     def where(self, position: int) -> tuple[int, int]:
         """The batch that holds the index at this position of all, and its position there."""
         ends = np.cumsum(self.sizes)

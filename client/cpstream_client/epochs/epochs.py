@@ -13,11 +13,13 @@ from ..contract.plan import Indices
 from ..contract.wire import COLUMNS, BatchQuery
 from ..errors import TransportError, UnavailableError
 from ..stream.backlog import Backlog
-from ..stream.course import Course, trim
+from ..stream.chosen import ChosenCourse
+from ..stream.course import Asking, Course, trim
 from ..stream.fetch import EpochFetcher
 from ..stream.messages import Memory
 from ..stream.reader import Batch
 from .cache import SplitCache
+from .chosen import Chosen
 from .prefetch import prefetch
 
 IDLE_BUFFERS = 64
@@ -60,30 +62,52 @@ class Epochs:
         self._check_fingerprint()
         yield from self._gathered(self._cache, query)
 
+    def chosen(self, query: BatchQuery, turn: int = 0) -> Chosen:
+        """For batches of any indices. query: its dtype and columns count."""
+        cache = self._cache
+        columns = ("index",) if cache is None else ("embedding", "cps", "index")
+        course, backlog = (
+            ChosenCourse(replace(query, columns=(*query.columns, *columns)), self._info),
+            Backlog(self._prefetch_bytes),
+        )
+
+        def fetch(course: ChosenCourse) -> Generator[Batch, None, None]:
+            return self._ahead(course, turn, backlog, cache)
+
+        def gather(indices: Indices) -> Batch:
+            assert cache is not None  # noqa: S101 - which holds these
+            return self._gathered_at(cache, indices, query)
+
+        return Chosen(course, fetch, cache, gather, self._check_fingerprint)
+
     def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
         course = Course(wanted, self._info)
-        backlog = Backlog(self._prefetch_bytes)
-        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections)
-        # Kept in the fetching thread, while the loop computes.
-        items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
-        ahead = prefetch(items, backlog, fetcher.abort)
+        ahead = self._ahead(course, turn, Backlog(self._prefetch_bytes), cache)
         try:
             yield from trim(ahead, course)
         finally:
             ahead.close()
 
+    def _ahead(self, course: Asking, turn: int, backlog: Backlog, cache: SplitCache | None) -> Generator[Batch, None, None]:
+        """The record batches of a course, fetched ahead of the loop."""
+        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections)
+        # Kept in the fetching thread, while the loop computes.
+        items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
+        return prefetch(items, backlog, fetcher.abort)
+
     def _gathered(self, cache: SplitCache, query: BatchQuery) -> Iterator[Batch]:
         plan = query.plan(self._info.num_samples)
         order = plan.order()
-        names = [name for name in query.columns if name not in COLUMNS]
         for step in query.steps(plan.n):
-            batch = cache.gather(plan.batch(order, step).copy())  # the loop may keep or change its index column
-            if "file_path" in query.columns:
-                batch = replace(batch, file_paths=self._paths(batch.index))
-            if names:
-                batch = replace(batch, labels=self._labels_of(names, batch))
-            yield batch
+            yield self._gathered_at(cache, plan.batch(order, step), query)
+
+    def _gathered_at(self, cache: SplitCache, indices: Indices, query: BatchQuery) -> Batch:
+        batch = cache.gather(indices.copy())  # the loop may keep or change its index column
+        if "file_path" in query.columns:
+            batch = replace(batch, file_paths=self._paths(batch.index))
+        names = [name for name in query.columns if name not in COLUMNS]
+        return replace(batch, labels=self._labels_of(names, batch)) if names else batch
 
     def _fill(self, cache: SplitCache, missing: Indices) -> None:
         """Fetch what an epoch that was left, or the other ranks' shares of it, did not bring."""

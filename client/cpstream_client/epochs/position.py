@@ -159,6 +159,10 @@ class Identity:
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises StateMismatch, with both values, when the state belongs to something else."""
+        if "sampler" in state:
+            raise StateMismatch(
+                f"the state is of a loader with a sampler, {state['sampler']}; load it into loader(dataset, sampler=...)"
+            )
         for name in ("fingerprint", "split", "seed", "shuffle"):
             if name not in state:
                 raise StateMismatch(f"the state has no {name!r}; it is not one that state_dict() of this class returned")

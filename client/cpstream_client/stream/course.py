@@ -83,7 +83,7 @@ class Course:
         query.check_columns(info.labels)
         self.info = info
         n = info.num_samples
-        self._row_bytes = _row_bytes(query, info.embedding_dim)
+        self._row_bytes = row_bytes(query, info.embedding_dim)
         self.num_steps = len(query.steps(n))  # of this worker, in training batches
         self.batch_size = query.batch_size
         self.num_rows = query.num_rows(n)
@@ -141,7 +141,7 @@ class Course:
         return Ask("GET", path, query.to_params(), first, rows, expected, nbytes, per_record)
 
 
-def _row_bytes(query: BatchQuery, dim: int) -> int:
+def row_bytes(query: BatchQuery, dim: int) -> int:
     """About what one sample takes on the wire."""
     sizes = {"embedding": dim * (2 if query.dtype == "float16" else 4), "index": 8, "file_path": PATH_BYTES}
     return sum(sizes.get(name, 4) for name in query.columns)

@@ -24,7 +24,7 @@ Usual = tuple[Tensor, Tensor]
 class StreamingOptions(ClientOptions, total=False):
     """All but `columns`, which decides what an item is. StreamingEmbeddingsDataset says what they mean."""
 
-    batch_size: int
+    batch_size: int | None
     shuffle: bool | Literal["blocks"]
     seed: int
     remainder: Remainder
@@ -49,5 +49,19 @@ def cut(record: Batch, columns: Sequence[Column], batch_size: int) -> Iterator[A
         whole = record.num_rows <= batch_size
         pieces = [value] if whole else [value[part] for part in parts(record.num_rows, batch_size)]
         # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
+        cut_columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
+    return zip(*cut_columns, strict=True)
+
+
+def cut_at(record: Batch, columns: Sequence[Column], sizes: Sequence[int]) -> Iterator[Any]:
+    """The same for training batches of these sizes."""
+    values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
+    values |= record.labels
+    ends = np.cumsum(sizes).tolist()
+    slices = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    cut_columns = []
+    for name in columns:
+        value: Any = values[name]
+        pieces = [value] if len(sizes) == 1 else [value[part] for part in slices]
         cut_columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
     return zip(*cut_columns, strict=True)

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from torch.utils.data import get_worker_info
 
 from ..contract.bodies import SplitInfo
-from ..contract.plan import Plan
+from ..contract.plan import Indices, Plan
+from ..contract.wire import BatchQuery
 from ..epochs.position import Identity, Position, Run
 from ..errors import CpstreamError, StateMismatch
 from .guard import caller, is_own_counting, refuse_replacing, refuse_sharding, refuse_state_ahead, warn_of_repetition
@@ -30,6 +31,7 @@ class Resumable:
         self._worker_resume: Mapping[str, Any] | None = None
         self._warned = False
         self.taker_ahead = ""  # who takes batches of a Loader before the loop asks for them
+        self.sampled_by = ""  # the sampler that chose the samples of the last iteration
         self._chosen = False  # by the caller, and not by a loader's own counting
 
     @property
@@ -81,6 +83,7 @@ class Resumable:
     def begin_run(self, *, counted_by_loader: bool = False, advances: bool = False) -> Run:
         """Begin an iteration: from the position that was set, but if that has been iterated from, from an epoch's beginning."""
         self._position.set(*self._next())
+        self.sampled_by = ""
         plan = self._plan(self._position.epoch, self._position.start)
         self._run = Run(plan, counted_by_loader=counted_by_loader, advances=advances)
         return self._run
@@ -99,6 +102,25 @@ class Resumable:
             self._warned = True
             warn_of_repetition(self)
 
+    @property
+    def query(self) -> BatchQuery:
+        """What a batch is like: its size, type and columns."""
+        return self._share.query
+
+    def ranks(self) -> tuple[int, int]:
+        """Rank and world size of this process, at this moment."""
+        return self._share.ranks()
+
+    def indices(self, step: int) -> Indices:
+        """Which samples a batch of this rank holds. (B,) int64. step: counted from where the iteration began, or begins next.
+
+        Raises IndexError for a step that it does not have.
+        """
+        plan = self._plan(*self._next()) if self._run is None else self._run.plan
+        if not 0 <= step < plan.num_steps:
+            raise IndexError(f"step is {step}; the iteration has {plan.num_steps} steps, from 0 on")
+        return plan.batch(plan.order(), step).copy()
+
     def _begun(self) -> bool:
         """Whether batches have been delivered from the position since it was set."""
         return self._position.read_by_workers if self._run is None else self._run.delivered > 0
@@ -112,6 +134,8 @@ class Resumable:
         Raises CpstreamError where that cannot be known: in a plain DataLoader with workers. Use `loader`.
         """
         run = self._run
+        if self.sampled_by:
+            raise CpstreamError(f"the last batches were chosen by {self.sampled_by}: use state_dict() of the loader that has it")
         if get_worker_info() is not None:
             where = (self.epoch, self._position.start, 0) if run is None else (run.plan.epoch, run.plan.start, run.delivered)
             return worker_state_of(self._identity(), self._share, *where)

@@ -12,14 +12,17 @@ import torch
 from ..contract.plan import Plan, Remainder, Shuffle
 from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, is_misspelt
 
+BATCH_SIZE = 256
+"""Where none is given."""
 _SHUFFLES: dict[bool | str, Shuffle] = {False: "none", True: "uniform", "blocks": "blocks"}
 
 
 class Share:
     """One rank's share of every epoch. query: without epoch, start and ranks; ranks: rank and world size, where they were given."""
 
-    def __init__(self, query: BatchQuery, ranks: tuple[int, int] | None) -> None:
+    def __init__(self, query: BatchQuery, ranks: tuple[int, int] | None, has_batch_size: bool = True) -> None:
         self.query = query
+        self.has_batch_size = has_batch_size  # given, and not the default
         self._given, self._inherited = ranks, None
 
     def ranks(self) -> tuple[int, int]:
@@ -47,7 +50,7 @@ class Share:
 
 def share_of(
     *,
-    batch_size: int,
+    batch_size: int | None,
     shuffle: bool | Literal["blocks"],
     seed: int,
     remainder: Remainder,
@@ -61,7 +64,7 @@ def share_of(
     if shuffle not in _SHUFFLES:
         raise ValueError(f"shuffle is {shuffle!r}; it must be True, False or 'blocks'")
     query = BatchQuery(
-        batch_size=operator.index(batch_size),  # numpy's integers would not survive JSON
+        batch_size=BATCH_SIZE if batch_size is None else operator.index(batch_size),  # numpy's integers would not survive JSON
         shuffle=_SHUFFLES[shuffle],
         seed=operator.index(seed),
         remainder=remainder,
@@ -76,7 +79,7 @@ def share_of(
     if (rank is None) != (world_size is None):
         raise ValueError("rank and world_size belong together; give both or neither")
     replace(query, rank=rank or 0, world_size=1 if world_size is None else world_size).plan(0)
-    return Share(query, None if rank is None or world_size is None else (rank, world_size))
+    return Share(query, None if rank is None or world_size is None else (rank, world_size), batch_size is not None)
 
 
 def _distributed_ranks() -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Remainder
 from ..contract.wire import BatchQuery, Column, Dtype
+from ..epochs.chosen import Chosen
 from ..epochs.epochs import Epochs
 from ..epochs.position import Position, Run
 from ..stream.backlog import PREFETCH_BYTES
@@ -42,7 +43,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
     list of B strings. The tensors are writable and stay valid for as long as they are referred to.
 
     source: URL of the service, list of URLs of its replicas, or a Client.
-    batch_size: samples a step and rank. drop_last: leave out a last batch that is smaller.
+    batch_size: samples a step and rank, by default 256. drop_last: leave out a last batch that is smaller.
     shuffle: True for torch's uniform permutation of seed + epoch; "blocks" for splits that exceed the service's memory.
     remainder: "pad", "drop" or "exact", see plan.py: what becomes of samples that the ranks cannot share evenly.
     prefetch_bytes: how much may be fetched ahead, a process and iteration: what waits for the loop, and what is on its way over all
@@ -77,7 +78,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         source: str | Sequence[str] | Client,
         split: str,
         *,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         shuffle: bool | Literal["blocks"] = False,
         seed: int = 0,
         remainder: Remainder = "pad",
@@ -165,12 +166,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self._position.count_pass()
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[Item]:
-        if self._epochs is None:
-            cache = None if self.cache is None else open_cache(self.cache, self.info, self._share.query.dtype, self.device)
-            allocate = allocate_pinned if self.pin_memory else allocate_aligned
-            connections = None if get_worker_info() is None else 1  # workers are as many already
-            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate, connections)
-        records = self._epochs.records(query, turn=query.rank + turn)
+        records = self._opened().records(query, turn=query.rank + turn)
         try:
             for record in records:
                 self._position.pin(self.info.fingerprint)  # two workers may have met different replicas at the same moment
@@ -184,6 +180,25 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
                 del items  # zip keeps the last tuple that it made
         finally:
             records.close()
+
+    def _opened(self) -> Epochs:
+        if self._epochs is None:
+            cache = None if self.cache is None else open_cache(self.cache, self.info, self._share.query.dtype, self.device)
+            allocate = allocate_pinned if self.pin_memory else allocate_aligned
+            connections = None if get_worker_info() is None else 1  # workers are as many already
+            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate, connections)
+        return self._epochs
+
+    @property
+    def has_batch_size(self) -> bool:
+        """Whether batch_size was given, and is not the default."""
+        return self._share.has_batch_size
+
+    def chosen(self, sampler: str) -> Chosen:
+        """For the Loader with this sampler, which chooses the samples of an iteration."""
+        self._position.pin(self.info.fingerprint)
+        self._run, self._prepared, self.sampled_by = None, None, sampler
+        return self._opened().chosen(self._share.query, turn=self._share.ranks()[0])
 
     def _check_caller(self, who: object) -> None:
         refuse_collation(self, who)

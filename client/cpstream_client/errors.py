@@ -130,6 +130,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.PAYLOAD_TOO_LARGE.code: InvalidRequestError,
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,
+    ErrorCode.BODY_TIMEOUT.code: UnavailableError,
     ErrorCode.TOO_MANY_STREAMS.code: UnavailableError,
     ErrorCode.OVERLOADED.code: UnavailableError,
     ErrorCode.STORAGE_FAILED.code: UnavailableError,

@@ -115,6 +115,12 @@ class NotAcceptable(RequestError):
     code = ErrorCode.NOT_ACCEPTABLE
 
 
+class BodyTimeout(RequestError):
+    """The request's body does not go on arriving."""
+
+    code = ErrorCode.BODY_TIMEOUT
+
+
 class PayloadTooLarge(RequestError):
     """The request's body or its reply exceeds a limit."""
 
@@ -122,7 +128,7 @@ class PayloadTooLarge(RequestError):
 
 
 class Overloaded(RequestError):
-    """Too many batch streams are open."""
+    """Too many batch streams are open, or too many bytes of bodies held."""
 
     code = ErrorCode.OVERLOADED
 

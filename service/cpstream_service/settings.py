@@ -180,6 +180,10 @@ class ServeSettings:
     """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
     max_json_rows: Annotated[int, Field(ge=1)] = 1024
     """Most samples that a JSON reply may hold."""
+    max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024**2
+    """Bytes of request bodies at once per worker process, half of them of one client; more waits, then gets 503 overloaded."""
+    body_timeout_s: Annotated[float, Field(ge=1)] = 30.0
+    """Seconds that a body may stop arriving before its request is answered 408, or wait for room before it gets 503."""
     stall_timeout_s: Annotated[float, Field(ge=1)] = 300.0
     """Seconds after which a reply of which nothing is taken any more is ended, and its stream free for others."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0

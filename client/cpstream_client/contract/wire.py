@@ -162,6 +162,7 @@ class ErrorCode(Enum):
     UNAUTHORIZED = ("unauthorized", 401, "A valid token is needed")
     NOT_ACCEPTABLE = ("not-acceptable", 406, "No such representation")
     PAYLOAD_TOO_LARGE = ("payload-too-large", 413, "The request or its reply is too large")
+    BODY_TIMEOUT = ("body-timeout", 408, "The request's body did not arrive in time")
     TOO_MANY_STREAMS = ("too-many-streams", 429, "One client has too many streams")
     OVERLOADED = ("overloaded", 503, "Too many requests at once")
     STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")

@@ -41,10 +41,11 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.NOT_ACCEPTABLE: "The Accept header excludes every representation of this resource. The detail lists them.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The request's body, or the reply to it, exceeds a limit of this service. The detail says which, "
     "and how to ask for less at a time.",
+    ErrorCode.BODY_TIMEOUT: "The request's body stopped arriving, or arrived too slowly. Send it again, or less at a time.",
     ErrorCode.TOO_MANY_STREAMS: "As many batch streams of one client (one address) are open as the service allows. Ask again after "
     "Retry-After seconds, or over fewer connections. Behind a proxy all clients count as one, unless the service trusts the proxy.",
-    ErrorCode.OVERLOADED: "As many batch streams are open as this service allows. Ask again after Retry-After seconds, or ask "
-    "another replica.",
+    ErrorCode.OVERLOADED: "As many batch streams are open, or bytes of request bodies held, as this service allows. Ask again "
+    "after Retry-After seconds, or ask another replica.",
     ErrorCode.STORAGE_FAILED: "The disk beside the snapshot has no room for what the reply is made from, such as the float16 copy. "
     "The service's log says where. Ask again after Retry-After seconds, or for float32.",
     ErrorCode.NOT_READY: "The data is still being loaded. Ask again after Retry-After seconds.",

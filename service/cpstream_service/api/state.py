@@ -12,6 +12,7 @@ from ..batches.server import BatchServer
 from ..errors import DatasetChanged, UnknownSplit
 from ..settings import ServeSettings
 from ..snapshot.store import Snapshot, Split
+from .arrivals import Arrivals
 from .drain import Drain
 from .files import Downloads
 from .observability import Metrics
@@ -28,6 +29,7 @@ class Service:
     metrics: Metrics
     drain: Drain
     stale_reason: str | None
+    arrivals: Arrivals = field(init=False)
     infos: dict[str, SplitInfo] = field(
         init=False
     )  # what is told of each split, with what a client must know to keep to the limits
@@ -39,6 +41,7 @@ class Service:
             for name, split in self.snapshot.splits.items()
         }
         object.__setattr__(self, "infos", infos)
+        object.__setattr__(self, "arrivals", Arrivals(self.settings))
 
     def split(self, name: str, pinned: str | None = None) -> Split:
         """The split of this name. Raises UnknownSplit, and DatasetChanged when its fingerprint is not the one pinned."""

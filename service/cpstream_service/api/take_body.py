@@ -13,12 +13,14 @@ from cpstream_client.contract.bodies import BatchesBody, TakeBody
 from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices
 
-from ..errors import IndexOutOfRange, InvalidParameter, PayloadTooLarge
+from ..errors import IndexOutOfRange, InvalidParameter
+from .arrivals import Arrivals
 
 MAX_BODY_BYTES = 64 * 1024**2
 """8 million raw indices."""
 MAX_JSON_BYTES = 4 * 1024**2
 """JSON is for people: a number takes ten times its size in memory, and the interpreter to itself."""
+JSON_WEIGHT = 10
 
 
 def _schema(kind: type[BaseModel], example: dict[str, Any], raw: str) -> dict[str, Any]:
@@ -41,9 +43,9 @@ BATCHES_SCHEMA = _schema(
 )
 
 
-async def read_indices(request: Request, num_samples: int) -> Indices:
-    """The indices of a body of take. (B,) int64. Raises InvalidParameter, IndexOutOfRange, PayloadTooLarge."""
-    body, is_raw = await _read(request)
+async def read_indices(request: Request, arrivals: Arrivals, num_samples: int) -> Indices:
+    """The indices of a body of take. (B,) int64. Raises InvalidParameter, IndexOutOfRange, and as Arrivals.read."""
+    body, is_raw = await _read(request, arrivals)
     if is_raw and len(body) % 8:
         raise InvalidParameter(f"the body has {len(body)} bytes; raw indices are little-endian int64, 8 bytes each")
     if is_raw:
@@ -61,9 +63,9 @@ async def read_indices(request: Request, num_samples: int) -> Indices:
     return indices
 
 
-async def read_batches(request: Request, num_samples: int) -> IndexBatches:
-    """The indices of a body of batches. Raises InvalidParameter, IndexOutOfRange, PayloadTooLarge."""
-    body, is_raw = await _read(request)
+async def read_batches(request: Request, arrivals: Arrivals, num_samples: int) -> IndexBatches:
+    """The indices of a body of batches. Raises InvalidParameter, IndexOutOfRange, and as Arrivals.read."""
+    body, is_raw = await _read(request, arrivals)
     if is_raw:
         try:
             batches = IndexBatches.unpack(body)
@@ -84,23 +86,14 @@ async def read_batches(request: Request, num_samples: int) -> IndexBatches:
     return batches
 
 
-async def _read(request: Request) -> tuple[bytearray, bool]:
+async def _read(request: Request, arrivals: Arrivals) -> tuple[bytearray, bool]:
     """The body, and whether it is raw."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == wire.OCTET_STREAM:
-        return await _read_at_most(
-            request, MAX_BODY_BYTES, "the body is larger than {} bytes; ask for fewer indices at a time"
-        ), True
+        refusal = f"the body is larger than {MAX_BODY_BYTES} bytes; ask for fewer indices at a time"
+        return await arrivals.read(request, MAX_BODY_BYTES, refusal), True
     remedy = f"send them raw ({wire.OCTET_STREAM}, little-endian int64), or ask for fewer at a time"
-    return await _read_at_most(request, MAX_JSON_BYTES, "the JSON body is larger than {} bytes; " + remedy), False
-
-
-async def _read_at_most(request: Request, max_bytes: int, refusal: str) -> bytearray:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise PayloadTooLarge(refusal.format(max_bytes))
-    return body
+    refusal = f"the JSON body is larger than {MAX_JSON_BYTES} bytes; {remedy}"
+    return await arrivals.read(request, MAX_JSON_BYTES, refusal, JSON_WEIGHT), False
 
 
 def _outside(indices: Indices, num_samples: int) -> int | None:

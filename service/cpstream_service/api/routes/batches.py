@@ -28,7 +28,15 @@ from .common import COMMON, SplitName, v1_router
 OFFERS = (wire.ARROW_STREAM, wire.JSON)
 _ARROW_CONTENT = {"schema": {"type": "string", "format": "binary"}}
 _EPOCH_ERRORS = (*COMMON, ErrorCode.PAYLOAD_TOO_LARGE)
-_BATCH_ERRORS = (*_EPOCH_ERRORS, ErrorCode.NOT_ACCEPTABLE, ErrorCode.OVERLOADED, ErrorCode.STORAGE_FAILED, ErrorCode.DRAINING)
+_BATCH_ERRORS = (
+    *_EPOCH_ERRORS,
+    ErrorCode.NOT_ACCEPTABLE,
+    ErrorCode.TOO_MANY_STREAMS,
+    ErrorCode.OVERLOADED,
+    ErrorCode.STORAGE_FAILED,
+    ErrorCode.DRAINING,
+)
+_BODY_ERRORS = (*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE, ErrorCode.BODY_TIMEOUT)
 
 router = v1_router()
 
@@ -91,7 +99,7 @@ async def take(
     """The samples at the indices of the body, in the order asked: random access for a map-style dataset."""
     served = service.split(split, parameters.fingerprint)
     representation = preferred(request, OFFERS)
-    indices = await read_indices(request, served.info.num_samples)
+    indices = await read_indices(request, service.arrivals, served.info.num_samples)
     _note(request, split, len(indices))
     if representation == wire.ARROW_STREAM:
         reply = await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
@@ -108,7 +116,7 @@ async def chosen_batches(
     """The samples at the indices of each batch of the body, in that order: any sampler's batches, many in one request."""
     served = service.split(split, parameters.fingerprint)
     representation = preferred(request, OFFERS)
-    chosen = await read_batches(request, served.info.num_samples)
+    chosen = await read_batches(request, service.arrivals, served.info.num_samples)
     num_rows = len(chosen.indices)
     _note(request, split, num_rows)
     if representation == wire.ARROW_STREAM:
@@ -133,8 +141,12 @@ class BodyRoute(Route):
             await super().handle(scope, receive, send)
             return
         request, parameters = Request(scope, receive), sample_parameters(scope["query_string"])
-        reply = await self.endpoint(scope["path_params"]["split"], request, request.app.state.service, parameters)
-        await reply(scope, receive, send)
+        service: Service = request.app.state.service
+        try:
+            reply = await self.endpoint(scope["path_params"]["split"], request, service, parameters)
+            await reply(scope, receive, send)
+        finally:
+            service.arrivals.release(request)
 
 
 router.add_api_route(
@@ -152,7 +164,7 @@ router.add_api_route(
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
         },
-        **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
+        **problem_replies(*_BODY_ERRORS),
     },
 )
 
@@ -171,7 +183,7 @@ router.add_api_route(
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
         },
-        **problem_replies(*_BATCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
+        **problem_replies(*_BODY_ERRORS),
     },
 )
 

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import (
     concurrency,
+    idioms,
     larger_than_memory,
     limits,
     memory,
@@ -34,7 +35,7 @@ from .machine import machine, slug
 from .processes import ROOT
 from .report import Report, number, write
 
-GROUPS = (ours, limits, peers_network, peers_local, concurrency, memory, startup, scaling, larger_than_memory)
+GROUPS = (idioms, ours, limits, peers_network, peers_local, concurrency, memory, startup, scaling, larger_than_memory)
 MEASUREMENTS: tuple[Measurement, ...] = tuple(measurement for group in GROUPS for measurement in group.MEASUREMENTS)
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = ROOT / "docs" / "images" / "benchmark.png"

@@ -1,4 +1,4 @@
-"""The chart of the README: how fast every loader of a run is, as a multiple of the local DataLoader's speed.
+"""The chart of the README: how fast every loader of a run is, as a multiple of the best local loop's speed.
 
 Loaders that were never measured against each other are compared through one that both were: ratios of interleaved rounds hold when
 the machine slows down between two measurements, and samples/s do not.
@@ -12,7 +12,7 @@ from .findings import Finding, Kind, Series
 from .loaders import BATCH
 from .report import number
 
-BASE = f"DataLoader(TensorDataset), batch {BATCH}"
+BASE = f"X[perm[i:i+B]], batch {BATCH}"
 _COLORS: dict[Kind, str] = {"ours": "#0b6e99", "local": "#b4b4b4", "network": "#e0a458"}
 _MEANINGS: dict[Kind, str] = {"ours": "cpstream", "network": "others, over the network", "local": "others, local"}
 
@@ -62,7 +62,7 @@ def draw(findings: Iterable[Finding], where: dict[str, Any], samples: int, dim: 
     axes.grid(axis="x", color="#e6e6e6", zorder=0)
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(f"Samples per second, as a multiple of a local DataLoader(TensorDataset), batch {BATCH}", fontsize=11)
+    figure.suptitle(f"Samples per second, as a multiple of {BASE}, all data in the loop's own memory", fontsize=11)
     figure.supxlabel(
         f"{samples:,} × {dim} float32, shuffled, to torch tensors; {where['cores']} cores, {where['cpu']}",
         fontsize=8.5,

@@ -1,6 +1,7 @@
 """The loaders of this project, and the local one that they are measured against."""
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset
 
 from .bench import Bench
-from .data import SPLIT
+from .data import SPLIT, Data
 from .findings import Skipped
 from .runner import Batches, Loader
 
@@ -17,10 +18,15 @@ BATCH = 256
 """The batch size of every comparison that names no other."""
 
 
-def streaming(bench: Bench, batch_size: int = BATCH, dtype: str = "float32", label: str = "", **options: Any) -> Loader:
-    """An epoch as README shows it: StreamingEmbeddingsDataset through DataLoader(batch_size=None), shuffled."""
+def streaming(
+    bench: Bench, batch_size: int = BATCH, dtype: str = "float32", label: str = "", url: str = "", **options: Any
+) -> Loader:
+    """An epoch as README shows it: StreamingEmbeddingsDataset through DataLoader(batch_size=None), shuffled.
+
+    url: of another service than the run's.
+    """
     dataset = StreamingEmbeddingsDataset(
-        bench.service.url,
+        url or bench.service.url,
         SPLIT,
         batch_size=batch_size,
         shuffle=True,
@@ -58,11 +64,37 @@ def cached(bench: Bench, cache: str, label: str, dataset: type = StreamingEmbedd
     return make(bench, label=label, **options)
 
 
-def local(bench: Bench, batch_size: int = BATCH, num_workers: int = 0) -> Loader:
-    """DataLoader(TensorDataset, shuffle=True): all data in this process's memory."""
-    data = bench.data
-    dataset = TensorDataset(torch.from_numpy(data.embeddings), torch.from_numpy(data.cps))
-    loader = DataLoader(dataset, batch_size, shuffle=True, num_workers=num_workers)
+def local(data: Data, batch_size: int = BATCH, num_workers: int = 0) -> Loader:
+    """DataLoader(TensorDataset, shuffle=True): all data in this process's memory, fetched sample by sample."""
+    loader = DataLoader(_tensors(data), batch_size, shuffle=True, num_workers=num_workers)
     workers = f", {num_workers} workers" if num_workers else ""
-    label = f"DataLoader(TensorDataset), batch {batch_size}{workers}"
-    return Loader(label, lambda _: loader, len(data), data.checksum(), kind="local")
+    return _local(data, f"DataLoader(TensorDataset), batch {batch_size}{workers}", lambda _: loader)
+
+
+def indexing(data: Data, batch_size: int) -> Loader:
+    """X[perm[i:i+B]]: one indexing a batch, without a DataLoader."""
+    x, y = _tensors(data).tensors
+
+    def epoch(number: int) -> Batches:
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(number))
+        for low in range(0, len(x), batch_size):
+            indices = order[low : low + batch_size]
+            yield x[indices], y[indices]
+
+    return _local(data, f"X[perm[i:i+B]], batch {batch_size}", epoch)
+
+
+def batch_sampler(data: Data, batch_size: int) -> Loader:
+    """The fastest way through a DataLoader: the dataset is asked for a batch of indices at once."""
+    dataset = _tensors(data)
+    sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
+    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
+    return _local(data, f"DataLoader(BatchSampler), batch {batch_size}", lambda _: loader)
+
+
+def _tensors(data: Data) -> TensorDataset:
+    return TensorDataset(torch.from_numpy(data.embeddings), torch.from_numpy(data.cps))
+
+
+def _local(data: Data, label: str, epoch: Callable[[int], Batches]) -> Loader:
+    return Loader(label, epoch, len(data), data.checksum(), kind="local")

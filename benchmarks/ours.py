@@ -14,7 +14,7 @@ from .runner import Batches, Loader, samples_per_s
 
 def _streaming_against_local(batch_size: int, bound: float | None) -> Measurement:
     def measure(bench: Bench) -> Iterator[Finding]:
-        ours, other = streaming(bench, batch_size), local(bench, batch_size)
+        ours, other = streaming(bench, batch_size), local(bench.data, batch_size)
         passes = bench.interleave(ours, other)
         yield ratio(
             f"streaming against local DataLoader(TensorDataset), batch {batch_size}",
@@ -34,7 +34,7 @@ def measure_half(bench: Bench) -> Iterator[Finding]:
 
 
 def measure_take(bench: Bench) -> Iterator[Finding]:
-    ours, other = taking(bench), local(bench)
+    ours, other = taking(bench), local(bench.data)
     passes = bench.interleave(ours, other)
     what = "RemoteEmbeddingsDataset, BatchSampler, against local DataLoader, batch 256"
     yield ratio(what, samples_per_s(ours, passes[0]), samples_per_s(other, passes[1]), at_least(1.0))
@@ -46,7 +46,7 @@ def _cache(name: str, cache: str, what: str, bound: float | None, dataset: type 
             device = "" if cache != "device" else f" ({'cuda' if torch.cuda.is_available() else 'cpu'})"
             place = str(folder) if cache == "disk" else cache
             ours = cached(bench, place, f"cpstream, epoch 2, {what}{device}", dataset)
-            other = local(bench)
+            other = local(bench.data)
             passes = bench.interleave(ours, other)
         yield ratio(
             f"epoch 2 with {what}{device} against local DataLoader, batch 256",
@@ -68,7 +68,7 @@ def measure_second_run(bench: Bench) -> Iterator[Finding]:
             return cached(bench, str(folder), "").epoch(number)
 
         again = Loader("cpstream, later run, cache on disk", epoch, len(bench.data), first.content)
-        other = local(bench)
+        other = local(bench.data)
         passes = bench.interleave(again, other)
     what = "first epoch of a later run with cache on disk against local DataLoader, batch 256"
     yield ratio(what, samples_per_s(again, passes[0]), samples_per_s(other, passes[1]))

@@ -49,7 +49,7 @@ def against(bench: Bench, what: str, other: Loader, note: str = "") -> Iterator[
 
 
 def measure_workers(bench: Bench) -> Iterator[Finding]:
-    yield from against(bench, "local DataLoader(TensorDataset) with 2 workers", local(bench, num_workers=2))
+    yield from against(bench, "local DataLoader(TensorDataset) with 2 workers", local(bench.data, num_workers=2))
 
 
 def measure_local_dataset(bench: Bench) -> Iterator[Finding]:

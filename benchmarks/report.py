@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .findings import Finding, Outcome, Series
@@ -79,7 +80,7 @@ def _row(finding: Finding) -> list[str]:
     bound = "" if target is None else f"{'>=' if target.is_floor else '<='} {target.bound:g}{unit}"
     spread = f"{number(min(finding.values))} to {number(max(finding.values))}"
     verdict = finding.verdict
-    return [finding.what, ours, other, f"{number(finding.value)}{unit}", spread, bound, f"[{_COLORS[verdict]}]{verdict}[/]"]
+    return [escape(finding.what), ours, other, f"{number(finding.value)}{unit}", spread, bound, f"[{_COLORS[verdict]}]{verdict}[/]"]
 
 
 def _side(side: Series) -> str:

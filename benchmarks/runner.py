@@ -49,7 +49,10 @@ class Side(Protocol):
 
 @dataclass
 class Loader:
-    """A side that yields batches. epoch(k) makes the iterable of epoch k; content: the checksum that `samples` must have."""
+    """A side that yields batches. epoch(k) makes the iterable of epoch k; content: the checksum that `samples` must have.
+
+    step: what the loop does with each batch, if anything.
+    """
 
     label: str
     epoch: Callable[[int], Batches]
@@ -57,6 +60,7 @@ class Loader:
     content: int
     kind: Kind = "ours"
     first_epoch: int = field(default=0)
+    step: Callable[[Any, Any], None] | None = None
 
     def warm_up(self) -> None:
         """Read an epoch and compare its content."""
@@ -77,6 +81,8 @@ class Loader:
             for embeddings, cps in self.epoch(epoch):
                 count += len(cps)
                 nbytes += embeddings.nbytes + cps.nbytes
+                if self.step is not None:
+                    self.step(embeddings, cps)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             seconds, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu

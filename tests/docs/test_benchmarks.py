@@ -7,7 +7,19 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-RATIOS = ("streaming-256", "float16", "take", "cache-memory", "cache-disk", "raw-tcp", "np-take", "flight", "local-dataset")
+RATIOS = (
+    "idioms-256",
+    "idioms-streaming",
+    "streaming-256",
+    "float16",
+    "take",
+    "cache-memory",
+    "cache-disk",
+    "raw-tcp",
+    "np-take",
+    "flight",
+    "local-dataset",
+)
 OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory")
 
 

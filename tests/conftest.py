@@ -5,6 +5,7 @@
     server      Server(url, snapshot) of a service of the demo with default settings; shared, so leave it running
     run_server  run_server(**serve_settings) -> Server: a service of one's own, stopped when the test ends;
                 snapshot=, stale_reason= replace the demo's
+    large       a source whose batches no socket buffer swallows, for a command of its own
     forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
 Helpers, by `from conftest import ...`:
@@ -158,6 +159,18 @@ def snapshot(demo: DataSettings) -> Snapshot:
 def server(snapshot: Snapshot) -> Iterator[Server]:
     with serving(create_app(snapshot, ServeSettings())) as url:
         yield Server(url, snapshot)
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source whose batches no socket buffer swallows: one split of 24 MB."""
+    folder = tmp_path_factory.mktemp("large")
+    names = [f"{i:04d}.wav" for i in range(6000)]
+    embeddings = np.random.default_rng(0).standard_normal((len(names), 1024), dtype=np.float32)
+    rows = [{"embedding": row, "file_path": name} for row, name in zip(embeddings, names, strict=True)]
+    np.save(folder / "numpy_embs.npy", {"train": rows}, allow_pickle=True)  # type: ignore[arg-type]
+    (folder / "train_cps.csv").write_text("audio_path,cps\n" + "".join(f"{name},{5 + i % 20}\n" for i, name in enumerate(names)))
+    return folder
 
 
 @pytest.fixture

@@ -44,6 +44,8 @@ LADDER = (
     "cpstream_service.api",
     "cpstream_service.stalls",
     "cpstream_service.connections",
+    "cpstream_service.logs",
+    "cpstream_service.supervisor",
     "cpstream_service.app",
     "cpstream_service.serve",
     "cpstream_service.cli",

@@ -1,7 +1,6 @@
 """From settings to a running service: bind, load, listen, and stop cleanly."""
 
 import logging
-import logging.config
 import os
 import signal
 import socket
@@ -10,20 +9,20 @@ import tempfile
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
+from .api.drain import end_signals
 from .api.observability import MULTIPROCESS_DIR
 from .app import create_app
 from .connections import Connection, raise_open_files_limit
+from .logs import logging_config, logging_to_stderr
 from .settings import DataSettings, ServeSettings
 from .snapshot.load import load
 from .snapshot.store import Snapshot, open_snapshot
-from .text import plain
+from .supervisor import Supervisor
 
 logger = logging.getLogger("cpstream.service")
 
@@ -40,8 +39,12 @@ class CannotStart(Exception):
 
 def serve(data: DataSettings, settings: ServeSettings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit code. Raises DataError, and CannotStart when the address cannot be had."""
-    logging.config.dictConfig(logging_config(settings))
-    for number in (signal.SIGTERM, signal.SIGINT):
+    with logging_to_stderr(settings):
+        return _serve(data, settings)
+
+
+def _serve(data: DataSettings, settings: ServeSettings) -> int:
+    for number in end_signals():
         # While loading, and once uvicorn has finished its replies (it raises the signal again), a signal is the wish to end.
         signal.signal(number, _exit)
     sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
@@ -74,10 +77,9 @@ def _same(app: FastAPI) -> FastAPI:
 def _serve_by_workers(factory: partial[FastAPI], settings: ServeSettings, sock: socket.socket) -> int:
     with tempfile.TemporaryDirectory(prefix="cpstream-metrics-") as metrics_dir:
         os.environ[MULTIPROCESS_DIR] = metrics_dir  # the workers inherit it
-        supervisor = Multiprocess(_config(factory, settings), sockets=[sock])
+        supervisor = Supervisor(_config(factory, settings), sockets=[sock])
         supervisor.run()
-        failed = any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
-    return CANNOT_START if failed else 0
+    return CANNOT_START if supervisor.failed else 0
 
 
 def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Config:
@@ -91,7 +93,7 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         ws="none",
         backlog=BACKLOG,
         proxy_headers=False,  # app.py has them, where proxies are trusted; uvicorn would trust whoever is on this machine
-        log_config=logging_config(settings),
+        log_config=logging_config(settings) if settings.workers > 1 else None,
         access_log=False,  # observability.py has its own
         timeout_graceful_shutdown=1,  # after the drain: what is still open then has had its time
         timeout_keep_alive=75,  # longer than the idle time of the usual proxies, or they would race with our close
@@ -163,33 +165,3 @@ def _announce(sock: socket.socket, settings: ServeSettings) -> None:
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
-
-
-class OneLine(logging.Formatter):
-    """Text of others, such as names of splits, can neither start a line of its own nor command a terminal."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return plain(super().formatMessage(record))
-
-
-def logging_config(settings: ServeSettings) -> dict[str, Any]:
-    """For logging.config.dictConfig, in this process and, through uvicorn, in each worker."""
-    level = settings.log_level.upper()
-    formatters = {
-        "text": {"()": OneLine, "fmt": "%(asctime)s %(levelname)-7s %(message)s"},
-        "json": {
-            "()": "pythonjsonlogger.json.JsonFormatter",
-            "fmt": "%(asctime)s %(levelname)s %(name)s %(message)s %(process)d",
-            "rename_fields": {"asctime": "time", "levelname": "level", "name": "logger", "process": "pid"},
-            "datefmt": "%Y-%m-%dT%H:%M:%S%z",
-        },
-    }
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": formatters,
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": settings.log_format, "stream": "ext://sys.stderr"}},
-        "root": {"handlers": ["stderr"], "level": "WARNING"},
-        # uvicorn's own lines about starting and stopping only repeat what the service says itself
-        "loggers": {"cpstream": {"level": level}, "uvicorn": {"level": level if level == "DEBUG" else "WARNING"}},
-    }

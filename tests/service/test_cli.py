@@ -7,14 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
+from command import answers, children_of, environment, is_alive, run, serve, workers_of
 from conftest import DEMO_DATA, Server, poll, stalled_stream
 from data import make_rows, write_cps, write_dataset
 
@@ -22,76 +20,7 @@ from cpstream_client.contract.plan import Plan
 from cpstream_service.cli.app import unknown_variables
 from cpstream_service.settings import DataSettings, ServeSettings
 
-COMMAND = [sys.executable, "-m", "cpstream_service"]
 ONLY_CLI = [sys.executable, str(Path(__file__).parents[1] / "only_cli.py")]
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("CPSTREAM_")} | {"COLUMNS": "120"} | more
-
-
-def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], env=environment(**env), capture_output=True, text=True, timeout=120)
-
-
-@dataclass
-class Service:
-    """A `cpstream serve` process. log: its stderr, in a file."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    log: Path
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(timeout=90)
-
-
-@contextmanager
-def serve(folder: Path, *arguments: str, source: Path = DEMO_DATA, **env: str) -> Iterator[Service]:
-    """Run `cpstream serve` with its files under `folder`, on a port that it chooses."""
-    log = folder / "log"
-    options = ["--source-path", str(source), "--snapshot-dir", str(folder / "snapshots"), "--host", "127.0.0.1", "--port", "0"]
-    (folder / "tmp").mkdir(exist_ok=True)
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(
-            [*COMMAND, "serve", *options, *arguments], env=environment(TMPDIR=str(folder / "tmp"), **env), stderr=stderr
-        )
-    try:
-        poll(lambda: process.poll() is not None or "serving at" in log.read_text())
-        found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
-        assert found, log.read_text()
-        service = Service(process, found[1], log)
-        poll(lambda: _answers(service.url))
-        yield service
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; a zombie that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def workers_of(service: "Service") -> list[int]:
-    children = [child for child in children_of(service.process.pid) if is_alive(child)]
-    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
-
-
-def children_of(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
 
 
 def test_help_names_every_command_option_and_variable() -> None:
@@ -267,7 +196,7 @@ def test_two_workers_count_together_are_replaced_and_leave_nothing(tmp_path: Pat
         first = workers_of(service)
         os.kill(first[0], signal.SIGKILL)
         poll(lambda: len(set(workers_of(service)) - set(first)) == 1)
-        poll(lambda: _answers(service.url))
+        poll(lambda: answers(service.url))
         children = children_of(service.process.pid)
         assert service.stop() == 0
         poll(lambda: not any(map(is_alive, children)))  # multiprocessing's resource tracker ends just after its parent
@@ -282,18 +211,6 @@ def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
         service.process.kill()
         service.process.wait()
         poll(lambda: not any(map(is_alive, workers)))
-
-
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source whose batches no socket buffer swallows: one split of 24 MB."""
-    folder = tmp_path_factory.mktemp("large")
-    names = [f"{i:04d}.wav" for i in range(6000)]
-    embeddings = np.random.default_rng(0).standard_normal((len(names), 1024), dtype=np.float32)
-    rows = [{"embedding": row, "file_path": name} for row, name in zip(embeddings, names, strict=True)]
-    np.save(folder / "numpy_embs.npy", {"train": rows}, allow_pickle=True)  # type: ignore[arg-type]
-    (folder / "train_cps.csv").write_text("audio_path,cps\n" + "".join(f"{name},{5 + i % 20}\n" for i, name in enumerate(names)))
-    return folder
 
 
 @pytest.mark.parametrize("workers", [1, 2])

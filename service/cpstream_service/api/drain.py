@@ -19,6 +19,12 @@ logger = logging.getLogger("cpstream.service")
 POLL_S = 0.05
 
 
+def end_signals() -> tuple[signal.Signals, ...]:
+    """What ends the service: SIGTERM, Ctrl-C, and a terminal that closes, unless nohup has it that this be ignored."""
+    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+    return (signal.SIGTERM, signal.SIGINT, *hangup)
+
+
 class Drain:
     """Whether the service is draining, and how many requests it still answers, as Access counts them."""
 
@@ -30,15 +36,15 @@ class Drain:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, SIGTERM, SIGINT and the death of the parent process start the drain. No-op outside the main thread."""
+        """Within, the signals to end and the death of the parent process start the drain. No-op outside the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         loop = asyncio.get_running_loop()
-        exits = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        exits = {number: signal.getsignal(number) for number in end_signals()}
 
         def stop(number: int) -> None:
-            handler = exits[signal.Signals(number)]
+            handler = exits[signal.SIGINT if number == signal.SIGINT else signal.SIGTERM]  # uvicorn has none for SIGHUP
             if callable(handler):
                 handler(number, None)
 

@@ -1,0 +1,61 @@
+"""Several worker processes, as uvicorn supervises them: signals are for the supervisor, which tells its workers."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from socket import socket
+
+from uvicorn.config import STARTUP_FAILURE, Config
+from uvicorn.supervisors import Multiprocess
+
+_POLL_S = 0.1
+
+
+class Supervisor(Multiprocess):
+    """SIGTERM, SIGINT and SIGHUP end the workers, each drained; a second signal ends the drain.
+
+    A terminal sends Ctrl-C, and the word that it has closed, to all processes at once. A worker that heeded it and then the
+    supervisor's SIGTERM would take this for the second signal.
+    """
+
+    def __init__(self, config: Config, sockets: list[socket]) -> None:
+        hangup = signal.getsignal(signal.SIGHUP)
+        super().__init__(config, sockets)
+        if hangup is signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, hangup)
+
+    @property
+    def failed(self) -> bool:
+        """Whether a worker could not start."""
+        return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
+
+    def init_processes(self) -> None:
+        with _deaf_children():
+            super().init_processes()
+
+    def keep_subprocess_alive(self) -> None:
+        with _deaf_children():
+            super().keep_subprocess_alive()
+
+    def handle_hup(self) -> None:
+        self.handle_term()
+
+    def join_all(self) -> None:
+        for process in self.processes:
+            while process.exitcode is None:
+                process.process.join(_POLL_S)
+                if self.signal_queue:
+                    self.signal_queue.clear()
+                    self.terminate_all()
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started within never see SIGINT and SIGHUP; this one sees them at the end."""
+    resource_tracker.ensure_running()  # now: when a worker begins it, it unblocks SIGINT
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,5 +1,6 @@
 """The command `cpstream`, also as `python -m cpstream_service`."""
 
+import os
 import signal
 import sys
 from importlib.util import find_spec
@@ -10,6 +11,7 @@ _NEEDED = ("cyclopts", "rich")
 
 def main() -> None:
     """Run the command line; without what it needs, say what to install."""
+    _open_standard_streams()
     # As process 1 of a container, SIGTERM would be ignored until somebody handles it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -18,7 +20,27 @@ def main() -> None:
         raise SystemExit(1)
     from .cli.app import run
 
-    run()
+    try:
+        run()
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if callable(signal.getsignal(number)):  # a Python function would only interrupt what ends the interpreter
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null where the caller has closed a stream: the next file to be opened would get its number, and what is printed.
+
+    What a stream's encoding lacks is printed as an escape.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+        if mode == "w":
+            getattr(sys, name).reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ _NAME = re.compile(r"\{[A-Za-z_]*\}")
 
 
 def _default_snapshot_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpstream"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "cpstream"
 
 
 def parse_root(text: str) -> tuple[str, str]:
@@ -105,6 +105,16 @@ class DataSettings(ChromaSettings):
     """Refuse to start when alignment drops anything."""
     snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
     """Folder of the aligned snapshots, memory-mapped by every worker process."""
+
+    def snapshot_folder(self) -> Path:
+        """snapshot_dir, without ~. Raises SettingsError where this stands for no folder: not every command needs one."""
+        try:
+            return self.snapshot_dir.expanduser()
+        except RuntimeError:
+            raise SettingsError(
+                f"snapshot_dir is {str(self.snapshot_dir)!r}, and the user has no home folder; set HOME, or it to another folder "
+                f"(--snapshot-dir, {ENV_PREFIX}SNAPSHOT_DIR)"
+            ) from None
 
     @field_validator("labels")
     @classmethod

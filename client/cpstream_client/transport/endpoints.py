@@ -36,7 +36,8 @@ class Endpoint:
                 f"and a url like {like[18:]}"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-            raise ValueError(f"url is {url!r}; {like}")
+            meant = "" if "://" in url or not url.strip("/") else f"; did you mean http://{url.strip()}?"
+            raise ValueError(f"url is {url!r}; {like}{meant}")
         secure = parts.scheme == "https"
         return cls(url.rstrip("/"), secure, parts.hostname, port or (443 if secure else 80), parts.path.rstrip("/"))
 

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 the data or the service asked is at fault, 2 the command itself is wrong, 3 the address cannot be had.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ app = cyclopts.App(
     config=[Env(ENV_PREFIX, command=False), commas],
     default_parameter=Parameter(negative_iterable=(), consume_multiple=(1, None)),
 )
+_CANNOT_PRINT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
 COMMANDS = (serve, check, ingest, info, plan)
 for command in COMMANDS:
     app.command(command)
@@ -49,8 +51,17 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = _run(arguments)
     except BrokenPipeError:  # whoever reads our output, `head` for example, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.filename is None and error.errno not in _CANNOT_PRINT:
+            raise
+        complain(f"{error.filename or 'standard output'}: {error.strerror}; check the path, its permissions and its disk")
+        code = FAILED
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    else:
+        sys.exit(code)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be printed
     sys.exit(code)
 
 

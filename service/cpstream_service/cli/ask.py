@@ -173,4 +173,4 @@ def _client(url: str, token: str | None, token_file: Path | None) -> Client:
 
 
 def _print_json(body: object) -> None:
-    print(json.dumps(body, indent=2, ensure_ascii=False, allow_nan=False))  # noqa: T201
+    print(json.dumps(body, indent=2, allow_nan=False))  # noqa: T201 - in ASCII, for every terminal and encoding

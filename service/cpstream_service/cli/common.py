@@ -1,5 +1,6 @@
 """What the commands share: the settings as options, exit codes, and how text that others wrote is printed."""
 
+import contextlib
 import os
 import sys
 from dataclasses import replace
@@ -79,8 +80,9 @@ def say(message: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
-    print(f"cpstream: {plain(message)}", file=sys.stderr)  # noqa: T201
+    """One line on stderr, if it takes one: nobody is left to be told else."""
+    with contextlib.suppress(OSError):
+        print(f"cpstream: {plain(message)}", file=sys.stderr)  # noqa: T201
 
 
 def failed(error: Exception, code: int = FAILED) -> int:

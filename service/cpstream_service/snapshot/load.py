@@ -7,7 +7,7 @@ when it cannot be reached, the last good snapshot of the same settings serves.
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cpstream_client.contract.bodies import AlignmentReport
@@ -36,8 +36,10 @@ class Loaded:
 def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
     """The snapshot of the data that the settings name, written now if need be.
 
-    Raises DataError; AlignmentError, with the reports, when a split aligns nothing, or with strict when rows are dropped.
+    Raises SettingsError where it has no folder; DataError; AlignmentError, with the reports, when a split aligns nothing, or
+    with strict when rows are dropped.
     """
+    settings = replace(settings, snapshot_dir=settings.snapshot_folder())
     with _disk_errors_named(settings.snapshot_dir), gc_paused(), ExitStack() as until_written:
         settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
         find = _find_of_chroma if settings.source_type == "chromadb" else _find_of_files

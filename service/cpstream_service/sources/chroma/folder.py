@@ -54,7 +54,7 @@ def scratch_copy(folder: Path, settings: DataSettings) -> Iterator[Path]:
     Raises SourceUnavailableError when the folder changes at every try; DataError when it cannot be copied, or index files are
     missing.
     """
-    parent = settings.snapshot_dir
+    parent = settings.snapshot_folder()
     try:
         parent.mkdir(parents=True, exist_ok=True)
         whole = os.open(parent, _FOLDER)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cpstream_client.torch import StreamingEmbeddingsDataset
 
@@ -71,7 +72,8 @@ def _plain(embeddings: Path, seconds: float, seed: int, cgroup: Limited) -> floa
 
 def _streamed(service: Service, shuffle: str, seconds: float, epoch: int) -> float:
     """Samples a second from the first batch on."""
-    dataset = StreamingEmbeddingsDataset(service.url, SPLIT, batch_size=BATCH, shuffle="blocks" if shuffle == "blocks" else True)
+    order: Any = "blocks" if shuffle == "blocks" else True
+    dataset = StreamingEmbeddingsDataset(service.url, SPLIT, batch_size=BATCH, shuffle=order, cache=None)
     dataset.set_epoch(epoch)
     batches = iter(dataset)
     next(batches)

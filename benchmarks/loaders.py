@@ -21,10 +21,11 @@ BATCH = 256
 def streaming(
     bench: Bench, batch_size: int = BATCH, dtype: str = "float32", label: str = "", url: str = "", **options: Any
 ) -> Loader:
-    """An epoch as README shows it: StreamingEmbeddingsDataset through DataLoader(batch_size=None), shuffled.
+    """An epoch of StreamingEmbeddingsDataset through DataLoader(batch_size=None), shuffled; streamed, without `cache`.
 
     url: of another service than the run's.
     """
+    options.setdefault("cache", None)
     dataset = StreamingEmbeddingsDataset(
         url or bench.service.url,
         SPLIT,
@@ -45,7 +46,8 @@ def streaming(
 
 
 def taking(bench: Bench, batch_size: int = BATCH, label: str = "", **options: Any) -> Loader:
-    """An epoch of RemoteEmbeddingsDataset, one request a batch."""
+    """An epoch of RemoteEmbeddingsDataset; without `cache`, one request a batch."""
+    options.setdefault("cache", None)
     dataset = RemoteEmbeddingsDataset(bench.service.url, SPLIT, **options)
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)

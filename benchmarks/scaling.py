@@ -59,7 +59,7 @@ def _order_s(size: int, seed: int) -> float:
 
 def _first_batch_s(url: str, number: int) -> float:
     """From asking for an epoch whose order nobody has asked for before, to its first batch."""
-    dataset = StreamingEmbeddingsDataset(url, SPLIT, batch_size=256, shuffle=True, seed=1000 * number)
+    dataset = StreamingEmbeddingsDataset(url, SPLIT, batch_size=256, shuffle=True, seed=1000 * number, cache=None)
     len(dataset)  # fetches the metadata
     with quiet():
         started = time.perf_counter()

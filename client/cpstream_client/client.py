@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -30,7 +31,7 @@ from .contract.wire import (
     batch_schema,
     split_path,
 )
-from .errors import B, CorruptedError, CpstreamError
+from .errors import B, CorruptedError, CpstreamError, TransportError, UnavailableError
 from .frames import frame_of, import_pandas, join
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
@@ -145,6 +146,11 @@ class Client:
     def check_unchanged(self, info: SplitInfo) -> None:
         """Raises DatasetChanged when the service holds other data of this split now. Asks once, without retrying."""
         self._json(split_path(info.split), SplitInfo, {"fingerprint": info.fingerprint}, Retry(timeout_s=0))
+
+    def check_while_there(self, info: SplitInfo) -> None:
+        """As check_unchanged, for who has the samples already: a service that is away cannot refuse them."""
+        with suppress(TransportError, UnavailableError):
+            self.check_unchanged(info)
 
     def alignment(self, split: str) -> AlignmentReport:
         """What was matched, and what was dropped and why."""

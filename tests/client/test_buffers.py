@@ -208,12 +208,13 @@ def test_head_takes_no_stream(snapshot: Snapshot) -> None:
 # On the client
 
 
+@pytest.mark.parametrize("cache", [None, "auto"])
 @pytest.mark.parametrize("batch_size", [7, 256, 1800])
-def test_batches_that_a_loop_keeps_do_not_change(server: Server, batch_size: int) -> None:
-    """Through a prefetch of almost nothing and a pool that is reused all the time."""
+def test_batches_that_a_loop_keeps_do_not_change(server: Server, batch_size: int, cache: str | None) -> None:
+    """Through a prefetch of almost nothing and a pool that is reused all the time; and gathered from memory."""
     split = server.snapshot.splits["train"]
     dataset = StreamingEmbeddingsDataset(
-        server.url, "train", batch_size=batch_size, shuffle=True, columns=("embedding", "index"), prefetch_bytes=1
+        server.url, "train", batch_size=batch_size, shuffle=True, columns=("embedding", "index"), prefetch_bytes=1, cache=cache
     )
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
     for epoch in range(3):

@@ -19,8 +19,9 @@ from cpstream_client import BatchQuery, Client
 from cpstream_client.buffers import BufferPool
 from cpstream_client.contract.bodies import SplitInfo
 from cpstream_client.contract.wire import Dtype
-from cpstream_client.epochs.cache import FileCache, MemoryCache, SplitCache
+from cpstream_client.epochs.cache import MemoryCache, SplitCache
 from cpstream_client.epochs.epochs import Epochs
+from cpstream_client.epochs.file_cache import FileCache
 from cpstream_client.stream.course import cut
 from cpstream_client.stream.reader import Batch
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
@@ -59,14 +60,14 @@ def batches_of(epochs: Epochs, query: BatchQuery) -> list[Batch]:
     return list(cut(epochs.records(query), query.batch_size))
 
 
-class Counting(Client):
-    """A client that counts the samples it asked for."""
+class Counting(MemoryCache):
+    """A cache that counts the samples that were fetched for it."""
 
-    taken = 0
+    fetched = 0
 
-    def take(self, split, indices, **options):  # type: ignore[no-untyped-def]
-        self.taken += len(indices)
-        return super().take(split, indices, **options)
+    def put(self, batch: Batch) -> None:
+        self.fetched += batch.num_rows
+        super().put(batch)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -86,11 +87,11 @@ def test_later_epochs_come_from_the_cache_in_the_plans_order(
 
 
 def test_an_epoch_that_was_left_is_completed_by_taking_what_is_missing(client: Client, info: SplitInfo, tmp_path: Path) -> None:
-    counting = Counting(client.service.endpoints[0].url)
-    cache = MemoryCache(info, "float32")
+    cache = Counting(info, "float32")
     cache.put(client.take("train", np.arange(info.num_samples - 100)))
-    got = batches_of(Epochs(counting, info, 2**20, cache), QUERY)
-    assert counting.taken == 100
+    cache.fetched = 0
+    got = batches_of(Epochs(client, info, 2**20, cache), QUERY)
+    assert cache.fetched == 100
     assert len(cache.missing()) == 0
     assert_same(got, batches_of(Epochs(client, info, 2**20), QUERY))
 
@@ -148,7 +149,7 @@ import json, os, signal, sys
 import numpy as np
 from cpstream_client import Client
 from cpstream_client.buffers import BufferPool
-from cpstream_client.epochs.cache import FileCache
+from cpstream_client.epochs.file_cache import FileCache
 url, directory, low, high, die = sys.argv[1:]
 client = Client(url); info = client.split("train")
 cache = FileCache(directory, info, "float32")

@@ -31,7 +31,7 @@ def whole(dataset: RemoteEmbeddingsDataset) -> RemoteEmbeddingsDataset:
     return dataset
 
 
-@pytest.mark.parametrize("downloaded", [False, True])
+@pytest.mark.parametrize("way", ["asked for", "cached", "downloaded"])
 @pytest.mark.parametrize(
     "index",
     [
@@ -58,8 +58,9 @@ def whole(dataset: RemoteEmbeddingsDataset) -> RemoteEmbeddingsDataset:
     ],
     ids=repr,
 )
-def test_indexing_selects_as_numpy_does(dev: RemoteEmbeddingsDataset, index: Any, downloaded: bool) -> None:
-    if downloaded:
+def test_indexing_selects_as_numpy_does(server: Server, index: Any, way: str) -> None:
+    dev = RemoteEmbeddingsDataset(server.url, "dev", cache="auto" if way == "cached" else None)
+    if way == "downloaded":
         whole(dev)
     wanted = torch.from_numpy(np.asarray(np.arange(300)[np.asarray(index) if isinstance(index, range | Tensor) else index]).copy())
     twin = local("dev")
@@ -146,7 +147,7 @@ def test_it_pickles_before_and_after_use(dev: RemoteEmbeddingsDataset) -> None:
 
 def test_nothing_is_asked_of_the_service_before_use() -> None:
     dataset = RemoteEmbeddingsDataset("http://127.0.0.1:9", "train")
-    assert repr(pickle.loads(pickle.dumps(dataset))) == "RemoteEmbeddingsDataset(Client(http://127.0.0.1:9), 'train')"
+    assert repr(pickle.loads(pickle.dumps(dataset))) == "RemoteEmbeddingsDataset(Client(http://127.0.0.1:9), 'train', cache='auto')"
 
 
 @pytest.mark.parametrize("use", [lambda ds: ds[0], lambda ds: ds.audio_data, lambda ds: ds.labels, lambda ds: ds.filenames])

@@ -91,7 +91,7 @@ def choices(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def of(server: Server | str, **options: Any) -> StreamingEmbeddingsDataset:
-    return StreamingEmbeddingsDataset(getattr(server, "url", server), "dev", **options)
+    return StreamingEmbeddingsDataset(getattr(server, "url", server), "dev", **{"cache": None, **options})
 
 
 def torchs(options: dict[str, Any], epochs: int = 1) -> list[Any]:

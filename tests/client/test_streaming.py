@@ -25,7 +25,7 @@ NOBODY = "http://127.0.0.1:9"
 def test_two_epochs_are_those_of_the_local_dataset(server: Server, rank: int, world_size: int, drop_last: bool) -> None:
     twin = local("train")
     train = StreamingEmbeddingsDataset(
-        server.url, "train", batch_size=64, shuffle=True, seed=5, drop_last=drop_last, rank=rank, world_size=world_size
+        server.url, "train", batch_size=64, shuffle=True, seed=5, drop_last=drop_last, cache=None, rank=rank, world_size=world_size
     )
     batches = DataLoader(train, batch_size=None)
     for epoch in range(2):
@@ -155,7 +155,7 @@ def test_nothing_is_asked_of_the_service_before_use() -> None:
     train = StreamingEmbeddingsDataset(NOBODY, "train", shuffle=True)
     train.set_epoch(3)
     assert copy.deepcopy(train).epoch == pickle.loads(pickle.dumps(train)).epoch == 3
-    assert repr(train) == f"StreamingEmbeddingsDataset(Client({NOBODY}), 'train', batch_size=256, shuffle=True)"
+    assert repr(train) == f"StreamingEmbeddingsDataset(Client({NOBODY}), 'train', batch_size=256, shuffle=True, cache='auto')"
 
 
 def test_a_pickled_copy_delivers_the_same(server: Server) -> None:
@@ -192,7 +192,7 @@ def test_a_wrong_parameter_is_heard_of_at_once(wrong: dict[str, Any], message: s
 
 @pytest.mark.parametrize("make", [StreamingEmbeddingsDataset, RemoteEmbeddingsDataset])
 def test_what_is_no_cache_is_heard_of_at_once(make: Any) -> None:
-    with pytest.raises(TypeError, match="cache is True; it must be 'memory', 'device', the path of a directory, or None"):
+    with pytest.raises(TypeError, match="cache is True; it must be 'auto', 'memory', 'device', the path of a directory, or None"):
         make(NOBODY, "train", cache=True)
 
 

@@ -40,7 +40,7 @@ SPAWNS = [(plain, "spawn", 1, 0), (loader, "spawn", 2, 1)]
 @pytest.mark.parametrize(("make", "context", "num_workers", "persistent"), [*NONE, *FORKS, *SERVED, *SPAWNS])
 def test_workers_change_nothing(server: Server, make: Any, context: str | None, num_workers: int, persistent: int) -> None:
     options: dict[str, Any] = {"batch_size": 128, "shuffle": True, "seed": 3, "rank": 1, "world_size": 2}  # 8 steps, the last short
-    train = StreamingEmbeddingsDataset(server.url, "train", **options)
+    train = StreamingEmbeddingsDataset(server.url, "train", cache=None, **options)
     if context is not None:
         batches = make(
             train, num_workers=num_workers, persistent_workers=bool(persistent), multiprocessing_context=context, prefetch_factor=3

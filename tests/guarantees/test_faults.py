@@ -16,6 +16,7 @@ from faultproxy import KINDS, FaultProxy
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from cpstream_client import Client, Retry
+from cpstream_client.epochs import epochs as epochs_module
 from cpstream_client.stream import course as course_module
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.transport import pace
@@ -29,6 +30,7 @@ BATCH_SIZE, SEED = 8, 11
 @pytest.fixture(autouse=True)
 def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
+    monkeypatch.setattr(epochs_module, "_WINDOW_BYTES", RECORD_BYTES)
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +92,37 @@ def test_epochs_through_faults_equal_torch(
             epoch += 1
             assert epoch < 60, f"too few faults: {where}"
     print(f"{dtype}, {num_workers} workers: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
+
+
+def test_epochs_of_two_ranks_through_faults_while_their_caches_fill(server: Server) -> None:
+    """What a rank's first epoch did not bring comes with its second: by then it holds the whole split, and each row is right."""
+    split = server.snapshot.splits["train"]
+    generation = 0
+    # A flipped index may lie outside of the split, and such a refusal is final when it comes twice in a row, as it does here.
+    kinds = tuple(kind for kind in KINDS if kind != "flip_request")
+    with FaultProxy(server.url, seed=11, kinds=kinds) as proxy:
+        while proxy.counts.total() < FAULTS_PER_CASE:
+            rank = generation % 2
+            dataset = StreamingEmbeddingsDataset(
+                client(proxy.url),
+                "train",
+                batch_size=BATCH_SIZE,
+                shuffle=True,
+                seed=SEED,
+                columns=("embedding", "index"),
+                rank=rank,
+                world_size=2,
+            )
+            for epoch in range(3):
+                dataset.set_epoch(epoch)
+                got = list(dataset)
+                where = f"epoch {epoch}, rank {rank}, after {dict(proxy.counts)}"
+                assert [index.tolist() for _, index in got] == oracle(len(split.cps), epoch, rank, 2), where
+                for embedding, index in got:
+                    assert np.array_equal(embedding.numpy(), split.embeddings[index.numpy()]), where
+            assert "(memory: " in repr(dataset)
+            generation += 1
+    print(f"caches that fill: {proxy.counts.total()} faults in {generation} runs: {dict(proxy.counts)}")
 
 
 def test_take_and_metadata_through_faults(server: Server) -> None:

@@ -104,7 +104,7 @@ def test_batches_and_take_of_the_client(served: tuple[str, Split]) -> None:
         np.testing.assert_array_equal(frame["cps"], split.cps)
 
 
-@pytest.mark.parametrize("cache", [None, "memory", "directory"])
+@pytest.mark.parametrize("cache", [None, "auto", "memory", "directory"])
 @pytest.mark.parametrize("batch_size", [8, 3])
 def test_datasets(served: tuple[str, Split], cache: str | None, batch_size: int, tmp_path: Path) -> None:
     url, split = served

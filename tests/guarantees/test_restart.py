@@ -142,6 +142,7 @@ def dataset(urls: list[str], request_bytes: int = REQUEST_BYTES) -> StreamingEmb
         seed=9,
         columns=("embedding", "index"),
         prefetch_bytes=1,
+        cache=None,
         rank=0,
         world_size=1,
     )

@@ -1,35 +1,40 @@
 """Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..buffers import BufferPool, Bytes, allocate_aligned
-from ..client import Client, progress_bar
+from ..client import Client
 from ..contract.bodies import SplitInfo
-from ..contract.plan import Indices
+from ..contract.plan import Indices, Plan
 from ..contract.wire import COLUMNS, BatchQuery
-from ..errors import TransportError, UnavailableError
 from ..stream.backlog import Backlog
 from ..stream.chosen import ChosenCourse
 from ..stream.course import Asking, Course, trim
 from ..stream.fetch import EpochFetcher
 from ..stream.messages import Memory
 from ..stream.reader import Batch
-from .cache import SplitCache
+from .cache import IDLE_BUFFERS, SplitCache
 from .chosen import Chosen
 from .prefetch import prefetch
+from .rest import Rest, others_than
 
-IDLE_BUFFERS = 64
-_FILL_BYTES = 16 * 1024**2
-
-CacheOf = Callable[[SplitInfo], SplitCache]
+_WINDOW_BYTES = 1024**2
+"""Of what is gathered at once: several training batches, since each gather costs some microseconds, but no more than a processor's
+cache holds until the loop looks at it."""
+_STREAMED_FROM = 0.9
+"""An epoch is streamed as long as the cache misses more than this share of the split."""
 
 
 class Epochs:
-    """Iterates over queries of one split. Not picklable; one a process. max_connections: fewer than the client's, or None."""
+    """Iterates over queries of one split. Not picklable; one a process.
+
+    max_connections: fewer than the client's, or None. order: of a plan, as Plan.order, where there is a faster way to the same.
+    """
 
     def __init__(
         self,
@@ -39,10 +44,11 @@ class Epochs:
         cache: SplitCache | None = None,
         allocate: Callable[[int], Bytes] = allocate_aligned,
         max_connections: int | None = None,
+        order: Callable[[Plan], Indices] = Plan.order,
     ) -> None:
         self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
         self._memory = Memory(BufferPool(IDLE_BUFFERS, allocate))
-        self._max_connections = max_connections
+        self._max_connections, self._order = max_connections, order
         self._file_paths: list[str] = []
         self._labels: dict[str, Any] = {}
 
@@ -51,16 +57,19 @@ class Epochs:
 
         turn: which of several endpoints to prefer.
         """
-        if self._cache is None:
+        cache = self._cache
+        if cache is None:
             yield from self._streamed(query, turn)
             return
-        missing = self._cache.missing()
-        if 2 * len(missing) > self._info.num_samples:  # the first epoch, or as good as
-            yield from self._streamed(query, turn, self._cache)
+        missing = len(cache.missing())
+        if missing > _STREAMED_FROM * self._info.num_samples:  # the first epoch, or as good as
+            yield from self._streamed(query, turn, cache)
             return
-        self._fill(self._cache, missing)
-        self._check_fingerprint()
-        yield from self._gathered(self._cache, query)
+        self._client.check_while_there(self._info)
+        windows = self._windows(query)
+        complete = self._completed(cache, windows, query, turn) if missing else windows
+        for window in complete:
+            yield self._gathered(cache, window, query)
 
     def chosen(self, query: BatchQuery, turn: int = 0) -> Chosen:
         """For batches of any indices. query: its dtype and columns count."""
@@ -76,9 +85,9 @@ class Epochs:
 
         def gather(indices: Indices) -> Batch:
             assert cache is not None  # noqa: S101 - which holds these
-            return self._gathered_at(cache, indices, query)
+            return self._gathered(cache, indices, query)
 
-        return Chosen(course, fetch, cache, gather, self._check_fingerprint)
+        return Chosen(course, fetch, cache, gather, partial(self._client.check_while_there, self._info))
 
     def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
@@ -96,34 +105,54 @@ class Epochs:
         items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
         return prefetch(items, backlog, fetcher.abort)
 
-    def _gathered(self, cache: SplitCache, query: BatchQuery) -> Iterator[Batch]:
-        plan = query.plan(self._info.num_samples)
-        order = plan.order()
-        for step in query.steps(plan.n):
-            yield self._gathered_at(cache, plan.batch(order, step), query)
+    def _windows(self, query: BatchQuery) -> list[Indices]:
+        """The indices of the query's batches, in order, some whole batches in one; one that is empty stands alone."""
+        n, batch_size = self._info.num_samples, query.batch_size
+        plan = query.plan(n)
+        order, steps = self._order(plan), query.steps(n)
+        rows = _WINDOW_BYTES // max(1, self._info.embedding_dim * np.dtype(query.dtype).itemsize)
+        each = max(1, rows // batch_size) if query.num_workers == 1 else 1
+        with_rows = -(-query.num_rows(n) // batch_size)
+        full, empty = steps[:with_rows], steps[with_rows:]
+        groups = [full[low : low + each] for low in range(0, len(full), each)] + [empty[low : low + 1] for low in range(len(empty))]
+        return [plan.slice_of(order, plan.step_bounds(group[0])[0], plan.step_bounds(group[-1])[1]) for group in groups]
 
-    def _gathered_at(self, cache: SplitCache, indices: Indices, query: BatchQuery) -> Batch:
-        batch = cache.gather(indices.copy())  # the loop may keep or change its index column
+    def _completed(self, cache: SplitCache, windows: list[Indices], query: BatchQuery, turn: int) -> Generator[Indices, None, None]:
+        """The windows, each once the cache holds it. What it misses is fetched ahead of the loop, and some of the rest with it."""
+        others = others_than(windows, cache, query.rank, query.world_size)
+        rest = Rest(self._info, cache, windows, others)
+        backlog = Backlog(self._prefetch_bytes)
+        fetcher = EpochFetcher(self._client.service, rest, self._memory, turn, backlog, self._max_connections)
+        ahead = prefetch(self._kept_windows(rest, fetcher, cache), backlog, fetcher.abort)
+        try:
+            for window in ahead:
+                yield window.indices
+        finally:
+            ahead.close()
+
+    def _kept_windows(self, rest: Rest, fetcher: EpochFetcher, cache: SplitCache) -> Iterator["_Window"]:
+        row_bytes = self._info.embedding_dim * np.dtype(cache.dtype).itemsize
+        took = at = 0
+        batches = iter(fetcher)
+        while True:
+            ready = rest.ready(took)
+            for window in rest.windows[at:ready]:
+                yield _Window(window, len(window) * row_bytes)
+            at = ready
+            batch = next(batches, None)
+            if batch is None:
+                return
+            cache.put(batch)
+            del batch
+            took += 1
+
+    def _gathered(self, cache: SplitCache, window: Indices, query: BatchQuery) -> Batch:
+        indices = window.copy() if "index" in query.columns else window  # the loop may keep or change its index column
+        batch = cache.gather(indices)
         if "file_path" in query.columns:
             batch = replace(batch, file_paths=self._paths(batch.index))
         names = [name for name in query.columns if name not in COLUMNS]
         return replace(batch, labels=self._labels_of(names, batch)) if names else batch
-
-    def _fill(self, cache: SplitCache, missing: Indices) -> None:
-        """Fetch what an epoch that was left, or the other ranks' shares of it, did not bring."""
-        per_request = max(1, _FILL_BYTES // (self._info.embedding_dim * 4))
-        with progress_bar(f"caching {self._info.split}", len(missing)) as bar:
-            for low in range(0, len(missing), per_request):
-                indices = missing[low : low + per_request]
-                cache.put(self._client.take(self._info.split, indices, dtype=cache.dtype, info=self._info))
-                bar.update(len(indices))
-
-    def _check_fingerprint(self) -> None:
-        """Raises DatasetChanged when the service holds other data now. One that is away cannot: the cache goes on."""
-        try:
-            self._client.check_unchanged(self._info)
-        except (TransportError, UnavailableError):
-            return
 
     def _labels_of(self, names: Sequence[str], batch: Batch) -> dict[str, Any]:
         """Further labels of a cached batch, on the device where its others are. Small enough to keep for the whole split."""
@@ -146,3 +175,11 @@ def _kept(batches: Iterable[Batch], cache: SplitCache) -> Iterator[Batch]:
         cache.put(batch)
         yield batch
         del batch
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Indices whose samples the cache holds by now. nbytes: of those."""
+
+    indices: Indices
+    nbytes: int

@@ -1,6 +1,5 @@
 """From host memory to an accelerator: copies on a side stream, one batch ahead of the loop, and a cache that lives there."""
 
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +11,6 @@ from ..buffers import ALIGNMENT, Bytes
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import Dtype
-from ..epochs.cache import FileCache, MemoryCache, SplitCache
 from ..stream.reader import Batch
 
 Item = tuple[Any, ...]
@@ -106,18 +104,3 @@ class DeviceCache:
         embeddings: Any = self._embeddings.index_select(0, wanted)
         cps: Any = self._cps.index_select(0, wanted)
         return Batch(embeddings, cps, indices, None, len(indices), embeddings.nbytes)
-
-
-def check_cache(cache: object) -> None:
-    """Raises TypeError for what names no cache."""
-    if cache is not None and not isinstance(cache, str | os.PathLike):
-        raise TypeError(f"cache is {cache!r}; it must be 'memory', 'device', the path of a directory, or None")
-
-
-def open_cache(cache: str | os.PathLike[str], info: SplitInfo, dtype: Dtype, device: str | torch.device | None) -> SplitCache:
-    """The cache that a dataset's `cache` and `device` name: "memory", "device" (by default the GPU, if any) or a directory."""
-    if cache == "memory":
-        return MemoryCache(info, dtype)
-    if cache == "device":
-        return DeviceCache(info, dtype, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    return FileCache(cache, info, dtype)

@@ -6,6 +6,7 @@ skipped already, or stacks ready batches along a new axis gets an error with the
 
 import sys
 import warnings
+from types import FrameType
 from typing import Any
 
 from torch.utils.data import DataLoader, IterableDataset, default_collate
@@ -17,14 +18,20 @@ REMEDY = "make it by cpstream_client.torch.loader(dataset), which every framewor
 
 def caller() -> object:
     """The object whose method called the method that calls this, or None."""
-    return sys._getframe(2).f_locals.get("self")
+    return _self_of(sys._getframe(2))
 
 
 def is_own_counting(dataset: object, who: object) -> bool:
     """Whether a method of a DataLoader, of `who`, called the method of `who` that called the method that calls this."""
     within = sys._getframe(2).f_back
     holds = isinstance(who, DataLoader) and who.dataset is dataset
-    return holds and within is not None and within.f_locals.get("self") is who
+    return holds and within is not None and _self_of(within) is who
+
+
+def _self_of(frame: FrameType) -> object:
+    """Whose method runs in the frame. Others are left alone: until Python 3.13, what f_locals showed lives as long as the frame."""
+    code = frame.f_code
+    return frame.f_locals.get("self") if "self" in code.co_varnames or "self" in code.co_freevars else None
 
 
 def refuse_collation(dataset: object, who: object) -> None:

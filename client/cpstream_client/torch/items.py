@@ -43,13 +43,18 @@ def cut(record: Batch, columns: Sequence[Column], batch_size: int) -> Iterator[A
     values = {"embedding": record.embeddings, "cps": record.cps, "index": record.index, "file_path": record.file_paths}
     if record.labels:
         values |= record.labels
-    cut_columns = []
+    whole = record.num_rows <= batch_size
+    cut_columns: list[Sequence[Any]] = []
     for name in columns:
         value: Any = values[name]
-        whole = record.num_rows <= batch_size
-        pieces = [value] if whole else [value[part] for part in parts(record.num_rows, batch_size)]
+        if isinstance(value, list):
+            cut_columns.append([value] if whole else [value[part] for part in parts(record.num_rows, batch_size)])
+            continue
         # No copy: a tensor keeps its buffer from being used again. With cache="device" there are tensors already.
-        cut_columns.append([torch.from_numpy(piece) for piece in pieces] if isinstance(value, np.ndarray) else pieces)
+        tensor: Any = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        # Unsafe is what split would do here: batches that count as views of one tensor share its version, and a loop that works
+        # in place on one could no longer go backward through the one before.
+        cut_columns.append((tensor,) if whole else torch.unsafe_split(tensor, batch_size))
     return zip(*cut_columns, strict=True)
 
 

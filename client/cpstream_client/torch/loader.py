@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from ..contract.plan import Indices
 from .device import to_device
@@ -31,16 +31,25 @@ class Loader(DataLoader[Item]):
     def _iterate(self) -> Iterator[Item]:
         if not self.num_workers and self.device is None:
             self.dataset.prepare_run(advances=self.advance)
-            yield from super().__iter__()
+            yield from self._batches()
             return
         # Before the workers start, which read where it begins.
         begin = self.dataset.begin_run if self.num_workers else self.dataset.prepare_run
         run = begin(counted_by_loader=True, advances=self.advance)
-        batches = super().__iter__()
+        batches = self._batches()
         on_device = to_device(batches, self.device) if self.device is not None else batches
         for batch in cast("Iterator[Item]", on_device):
             run.delivered += 1
             yield batch
+
+    def _batches(self) -> Iterator[Item]:
+        """Those of the dataset: as they are where torch's iterator would only hand them on, some microseconds each."""
+        plain = not (self.num_workers or self.pin_memory) and self.collate_fn is default_convert
+        if not plain or type(self.dataset).__iter__ is not StreamingEmbeddingsDataset.__iter__:
+            return super().__iter__()
+        # Drawn by torch's iterator for its workers, too: what the loop draws afterwards stays the same.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        return self.dataset.batches()
 
     @property
     def steps_left(self) -> int:

@@ -13,9 +13,8 @@ from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import DTYPES, Dtype
-from ..epochs.cache import SplitCache
 from ..transport.options import ClientOptions
-from .device import check_cache, open_cache
+from .keeping import Cache, Kept, check_cache, keep
 
 
 class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -24,7 +23,8 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
     A list of indices is one request, so let the DataLoader ask for whole batches:
     `DataLoader(ds, batch_size=None, sampler=BatchSampler(RandomSampler(ds), 256, drop_last=False))`. With `DataLoader(ds, 256)` it
     is one request a batch, too, and one more copy to collate it. `audio_data`, `labels` and `filenames` download the split once;
-    from then on samples come from there. cache, device: as StreamingEmbeddingsDataset's; what is not in the cache yet is asked for.
+    from then on samples come from there. cache, device: as StreamingEmbeddingsDataset's; what is not in the cache yet is asked for,
+    and once in as many samples as the split has, whether the service's data is still the same.
     client: what Client takes, such as token, verify, proxy, auth.
     """
 
@@ -34,7 +34,7 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         split: str,
         *,
         dtype: Dtype = "float32",
-        cache: str | os.PathLike[str] | None = None,
+        cache: Cache = "auto",
         device: str | torch.device | None = None,
         **client: Unpack[ClientOptions],
     ) -> None:
@@ -48,7 +48,9 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         self._filenames: list[str] | None = None
         self._whole: tuple[Tensor, Tensor] | None = None
         self.cache, self.device = cache, device
-        self._cache: SplitCache | None = None
+        self._kept: Kept | None = None
+        self._kept_in = 0  # the process
+        self._unchecked = 0  # samples from the cache since the service last said that its data is the same
 
     @property
     def info(self) -> SplitInfo:
@@ -100,23 +102,30 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         if self._whole is not None:
             chosen = torch.from_numpy(indices)
             return self._whole[0][chosen], self._whole[1][chosen]
-        if self.cache is not None:
-            return self._take_cached(indices)
-        batch = self._client.take(self.split, indices, dtype=self.dtype, columns=("embedding", "cps"), info=self.info)
-        return torch.from_numpy(batch.embeddings), torch.from_numpy(batch.cps)
-
-    def _take_cached(self, indices: Indices) -> tuple[Tensor, Tensor]:
-        if self._cache is None:
-            assert self.cache is not None  # noqa: S101 - the caller has asked
-            self._cache = open_cache(self.cache, self.info, self.dtype, self.device)
-        missing = self._cache.missing(indices)
+        cache = self._opened().cache
+        if cache is None:
+            batch = self._client.take(self.split, indices, dtype=self.dtype, columns=("embedding", "cps"), info=self.info)
+            return torch.from_numpy(batch.embeddings), torch.from_numpy(batch.cps)
+        missing = cache.missing(indices)
         if len(missing):
-            self._cache.put(self._client.take(self.split, missing, dtype=self.dtype, info=self.info))
-        batch = self._cache.gather(indices)
+            cache.put(self._client.take(self.split, missing, dtype=self.dtype, info=self.info))
+            self._unchecked = 0
+        elif self._unchecked >= self.info.num_samples:  # an epoch of them
+            self._client.check_while_there(self.info)
+            self._unchecked = 0
+        self._unchecked += len(indices)
+        batch = cache.gather(indices)
         return torch.as_tensor(batch.embeddings), torch.as_tensor(batch.cps)
 
+    def _opened(self) -> Kept:
+        """That of this process: a worker that was forked has its parent's, and opens its own."""
+        if self._kept is None or self._kept_in != os.getpid():
+            self._kept = keep(self.cache, self.info, self.dtype, self.device)
+            self._kept_in = os.getpid()
+        return self._kept
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_cache": None}  # another process opens its own
+        return {**self.__dict__, "_kept": None}  # another process opens its own
 
     def _load(self) -> tuple[Tensor, Tensor]:
         if self._whole is None:
@@ -142,4 +151,5 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         return self._filenames
 
     def __repr__(self) -> str:
-        return f"RemoteEmbeddingsDataset({self._client!r}, {self.split!r})"
+        chosen = f" ({self._kept})" if self._kept is not None and self._kept.why else ""
+        return f"RemoteEmbeddingsDataset({self._client!r}, {self.split!r}, cache={self.cache!r}{chosen})"

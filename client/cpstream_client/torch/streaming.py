@@ -19,7 +19,7 @@ from ..epochs.epochs import Epochs
 from ..epochs.position import Position, Run
 from ..stream.backlog import PREFETCH_BYTES
 from ..transport.options import ClientOptions
-from .device import allocate_pinned, check_cache, open_cache
+from .device import allocate_pinned
 from .guard import (
     caller,
     refuse_accelerate,
@@ -28,6 +28,7 @@ from .guard import (
     warn_of_repetition,
 )
 from .items import Item, StreamingOptions, Usual, cut
+from .keeping import Cache, Kept, check_cache, keep, order_of, refuse_in_workers
 from .resumable import Resumable
 from .share import share_of
 
@@ -48,8 +49,11 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
     remainder: "pad", "drop" or "exact", see plan.py: what becomes of samples that the ranks cannot share evenly.
     prefetch_bytes: how much may be fetched ahead, a process and iteration: what waits for the loop, and what is on its way over all
     connections (see Client's max_connections; a DataLoader worker has one).
-    cache: "memory", a directory, or "device" (with `device`, by default the GPU): the first epoch fills it, later ones gather from
-    it in the same order and ask the service only whether its data is still the same; those of a directory serve later runs, too.
+    cache: where the first epoch leaves its samples, so that later ones gather them there, in the same order, and ask the service
+    only whether its data is still the same. "auto", the default: in memory, if the split fits in the budget of this process (a
+    quarter of the free memory, divided by LOCAL_WORLD_SIZE, for all its datasets together), and not at all in DataLoader workers;
+    `repr` says which. "memory", whatever the budget; a directory, which serves later runs, too; "device" (with `device`, by
+    default the GPU). None: every epoch is streamed.
     pin_memory: receive into page-locked memory, from which copies to a GPU are asynchronous; `loader(device=...)` sees to it.
     client: what Client takes, such as token, verify, proxy, auth; where `source` is a Client, give it to that.
     rank, world_size: by default those of torch.distributed, else of RANK and WORLD_SIZE, else 0 and 1, when iteration begins.
@@ -86,7 +90,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         dtype: Dtype = "float32",
         columns: Sequence[Column] = ("embedding", "cps"),
         prefetch_bytes: int = PREFETCH_BYTES,
-        cache: str | os.PathLike[str] | None = None,
+        cache: Cache = "auto",
         device: str | torch.device | None = None,
         pin_memory: bool = False,
         rank: int | None = None,
@@ -113,6 +117,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self.prefetch_bytes = prefetch_bytes
         self.cache, self.device, self.pin_memory = cache, device, pin_memory
         self._epochs: Epochs | None = None
+        self._kept: Kept | None = None
+        self._kept_in = 0  # the process
         self._info: SplitInfo | None = None
 
     @property
@@ -129,9 +135,9 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         worker = get_worker_info()
         if worker is not None:
             return self._iterate_in_worker(worker.id, worker.num_workers)
-        return self._iterate()
+        return self.batches()
 
-    def _iterate(self) -> Iterator[Item]:
+    def batches(self) -> Iterator[Item]:
         """Begins at the first next(), so that an epoch set after iter() counts: frameworks call iter() early."""
         run, self._prepared = self._prepared, None
         if run is None or run is not self._run:  # not one set aside by set_epoch
@@ -142,10 +148,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
     def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[Item]:
         """Every num_workers-th batch of the rank's, from that of this worker on."""
         if self.cache in ("memory", "device"):
-            raise ValueError(
-                f"cache={self.cache!r} lives in one process, and each DataLoader worker would fill its own; use num_workers=0, "
-                "which is as fast with a cache, or cache='/some/directory', which processes share"
-            )
+            refuse_in_workers(self.cache)
         self._position.mark_read_by_worker()
         epoch, start, skipped = self.epoch, self._position.start, 0
         if self._worker_resume is not None:
@@ -182,11 +185,16 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
             records.close()
 
     def _opened(self) -> Epochs:
-        if self._epochs is None:
-            cache = None if self.cache is None else open_cache(self.cache, self.info, self._share.query.dtype, self.device)
+        """Those of this process: a worker that was forked has its parent's, and opens its own."""
+        if self._epochs is None or self._kept_in != os.getpid():
             allocate = allocate_pinned if self.pin_memory else allocate_aligned
+            query = self._share.query
+            self._kept_in = os.getpid()
+            self._kept = keep(
+                self.cache, self.info, query.dtype, self.device, embeddings="embedding" in query.columns, allocate=allocate
+            )
             connections = None if get_worker_info() is None else 1  # workers are as many already
-            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, cache, allocate, connections)
+            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, self._kept.cache, allocate, connections, order_of)
         return self._epochs
 
     @property
@@ -209,7 +217,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         refuse_accelerate(self, self._share.ranks()[1], announced=self._position.announced, start=self._next()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None}
+        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_kept": None}
         if get_spawning_popen() is None:
             return {**state, "_position": Position(*self._next(), self._position.fingerprint, self._position.announced)}
         self._check_caller(None)  # workers that are spawned do not see who iterates
@@ -217,4 +225,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
 
     def __repr__(self) -> str:
         batch_size, shuffle = self._share.query.batch_size, self.shuffle
-        return f"StreamingEmbeddingsDataset({self._client!r}, {self.split!r}, batch_size={batch_size}, shuffle={shuffle!r})"
+        chosen = f" ({self._kept})" if self._kept is not None and self._kept.why else ""
+        return (
+            f"StreamingEmbeddingsDataset({self._client!r}, {self.split!r}, batch_size={batch_size}, shuffle={shuffle!r}, "
+            f"cache={self.cache!r}{chosen})"
+        )

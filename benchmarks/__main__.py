@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import (
     concurrency,
+    gpu,
     idioms,
     larger_than_memory,
     limits,
@@ -25,6 +26,7 @@ from . import (
     ours,
     peers_local,
     peers_network,
+    peers_pipelines,
     scaling,
     startup,
 )
@@ -35,7 +37,20 @@ from .machine import machine, slug
 from .processes import ROOT
 from .report import Report, number, write
 
-GROUPS = (idioms, ours, limits, peers_network, peers_local, concurrency, memory, startup, scaling, larger_than_memory)
+GROUPS = (
+    idioms,
+    ours,
+    gpu,
+    limits,
+    peers_network,
+    peers_local,
+    peers_pipelines,
+    concurrency,
+    memory,
+    startup,
+    scaling,
+    larger_than_memory,
+)
 MEASUREMENTS: tuple[Measurement, ...] = tuple(measurement for group in GROUPS for measurement in group.MEASUREMENTS)
 RESULTS = ROOT / "benchmarks" / "results"
 CHART = ROOT / "docs" / "images" / "benchmark.png"

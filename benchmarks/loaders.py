@@ -70,7 +70,7 @@ def local(data: Data, batch_size: int = BATCH, num_workers: int = 0) -> Loader:
     """DataLoader(TensorDataset, shuffle=True): all data in this process's memory, fetched sample by sample."""
     loader = DataLoader(_tensors(data), batch_size, shuffle=True, num_workers=num_workers)
     workers = f", {num_workers} workers" if num_workers else ""
-    return _local(data, f"DataLoader(TensorDataset), batch {batch_size}{workers}", lambda _: loader)
+    return local_side(data, f"DataLoader(TensorDataset), batch {batch_size}{workers}", lambda _: loader)
 
 
 def indexing(data: Data, batch_size: int) -> Loader:
@@ -83,7 +83,7 @@ def indexing(data: Data, batch_size: int) -> Loader:
             indices = order[low : low + batch_size]
             yield x[indices], y[indices]
 
-    return _local(data, f"X[perm[i:i+B]], batch {batch_size}", epoch)
+    return local_side(data, f"X[perm[i:i+B]], batch {batch_size}", epoch)
 
 
 def batch_sampler(data: Data, batch_size: int) -> Loader:
@@ -91,12 +91,13 @@ def batch_sampler(data: Data, batch_size: int) -> Loader:
     dataset = _tensors(data)
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
-    return _local(data, f"DataLoader(BatchSampler), batch {batch_size}", lambda _: loader)
+    return local_side(data, f"DataLoader(BatchSampler), batch {batch_size}", lambda _: loader)
+
+
+def local_side(data: Data, label: str, epoch: Callable[[int], Batches]) -> Loader:
+    """A side whose epochs hold all of the data, which lies in this process's memory."""
+    return Loader(label, epoch, len(data), data.checksum(), kind="local")
 
 
 def _tensors(data: Data) -> TensorDataset:
     return TensorDataset(torch.from_numpy(data.embeddings), torch.from_numpy(data.cps))
-
-
-def _local(data: Data, label: str, epoch: Callable[[int], Batches]) -> Loader:
-    return Loader(label, epoch, len(data), data.checksum(), kind="local")

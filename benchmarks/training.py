@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 
-def mlp_step(dim: int) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """A training step of an MLP dim-128-64-1 with mean squared error and Adam, for batches (B, dim) and (B,)."""
-    model = nn.Sequential(nn.Linear(dim, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1))
+def mlp_step(dim: int, device: str = "cpu") -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """A training step of an MLP dim-128-64-1 with mean squared error and Adam, for batches (B, dim) and (B,) on the device."""
+    model = nn.Sequential(nn.Linear(dim, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 1)).to(device)
     optimizer = torch.optim.Adam(model.parameters())
 
     def step(embeddings: torch.Tensor, cps: torch.Tensor) -> None:

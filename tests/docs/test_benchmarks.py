@@ -32,7 +32,22 @@ def run(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
 def test_list_names_every_measurement(tmp_path: Path) -> None:
     names = run("--list", tmp_path=tmp_path).stdout.split()
     assert len(names) == len(set(names))
-    assert {*RATIOS, *OTHERS, "chroma", "webdataset", "litdata", "lance", "huggingface", "start", "scaling"} <= set(names)
+    assert {
+        *RATIOS,
+        *OTHERS,
+        "chroma",
+        "webdataset",
+        "litdata",
+        "lance",
+        "huggingface",
+        "spdl",
+        "grain",
+        "ray-data",
+        "gpu-copies",
+        "gpu-cache",
+        "start",
+        "scaling",
+    } <= set(names)
 
 
 def test_quick_run_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -61,5 +61,6 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         ],
     )
     install(app)
-    complete(app, has_token=settings.token is not None)
+    labels = {label for split in snapshot.splits.values() for label in split.labels}
+    complete(app, has_token=settings.token is not None, labels=labels)
     return app

@@ -159,7 +159,9 @@ class JsonBatches(Body, frozen=True):
 
 
 # As strict as an index is: 1.0, true and "1" are none. Only the first that is wrong is told.
-_Indices = Annotated[list[Annotated[StrictInt, WithJsonSchema({"type": "integer", "minimum": 0})]], FailFast()]
+_Indices = Annotated[
+    list[Annotated[StrictInt, WithJsonSchema({"type": "integer", "minimum": 0, "maximum": 2**63 - 1})]], FailFast()
+]
 
 
 class TakeBody(Body, frozen=True):

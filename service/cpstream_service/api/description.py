@@ -1,5 +1,6 @@
 """What /openapi.json says beyond the routes themselves: introduction, tags, the token, and problems, each described once."""
 
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,6 +36,37 @@ TAGS = [
 
 Replies = dict[int | str, dict[str, Any]]
 
+HEADERS = {
+    wire.REQUEST_ID_HEADER: "By which the service's log names the request: the client's own, or a new one.",
+    wire.DIGEST_HEADER: "RFC 9530's digest of a JSON body, by SHA-256.",
+    wire.LOCATION_HEADER: "The path and query that a JSON body answers.",
+    "ETag": "Strong: of content and query, hence the same on every replica.",
+    "Cache-Control": "`no-transform`: compressing floats is not worth it. `immutable` where the fingerprint is pinned.",
+    "Vary": "`Accept`, by which the representation is chosen.",
+    "Accept-Ranges": "`bytes`.",
+    "Content-Disposition": "A file name to save it under.",
+    "Content-Range": "Which bytes these are, of how many.",
+    "Retry-After": "Seconds.",
+    "WWW-Authenticate": "`Bearer`.",
+}
+"""Of replies, beside those that every reply of HTTP has. The first comes with each."""
+CACHED = ("Cache-Control", "ETag", "Vary")
+OF_JSON = (wire.DIGEST_HEADER, wire.LOCATION_HEADER)
+CURRENT: dict[str, Any] = {"description": "The client's copy (`If-None-Match`) is current."}
+"""The reply 304 of what is CACHED."""
+_OF_PROBLEMS = {
+    401: ("WWW-Authenticate",),
+    416: ("Content-Range",),
+    429: ("Retry-After",),
+    503: ("Retry-After",),
+}
+
+
+def named(*names: str) -> dict[str, Any]:
+    """The headers of a reply, for its description."""
+    return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}}
+
+
 _EXAMPLES: dict[ErrorCode, tuple[str, dict[str, str]]] = {
     ErrorCode.UNKNOWN_SPLIT: ("split 'trian' is not served; splits: dev, test, train", {}),
     ErrorCode.INVALID_PARAMETER: ("batch_size is '0'; it must be 1 or more", {}),
@@ -50,32 +82,68 @@ def problem_replies(*codes: ErrorCode) -> Replies:
     replies: Replies = {}
     for code in codes:
         problem = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}
-        reply = replies.setdefault(code.status, {"description": "", "content": {wire.PROBLEM_JSON: problem}})
+        headers = named("Cache-Control", wire.DIGEST_HEADER, *_OF_PROBLEMS.get(code.status, ()))
+        reply = replies.setdefault(code.status, {"description": "", "content": {wire.PROBLEM_JSON: problem}, **headers})
         reply["description"] = (reply["description"] + f"\n\n`{code.code}`: {MEANINGS[code]}").strip()
         reply["content"][wire.PROBLEM_JSON]["examples"][code.code] = {"$ref": f"#/components/examples/{code.code}"}
-        if code.status == 503:
-            reply["headers"] = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
     return replies
 
 
-def complete(app: FastAPI, *, has_token: bool) -> None:
-    """Have the app's description hold what problem_replies refers to, and say where a token is needed."""
+def complete(app: FastAPI, *, has_token: bool, labels: Collection[str] = ()) -> None:
+    """Have the app's description hold what the routes' own refers to, and say what depends on the service.
+
+    That is where a token is needed, and the columns that there are: labels are those of all splits.
+    """
     of_routes = app.openapi
 
     def openapi() -> dict[str, Any]:
         description = of_routes()
         components = description["components"]
+        if "headers" in components:  # FastAPI keeps what it has made, and so what is completed below
+            return description
         components["schemas"]["Problem"] = problem = Problem.model_json_schema()
         problem["properties"]["code"]["enum"] = [code.code for code in ErrorCode]
         components["examples"] = {code.code: {"value": _example(code)} for code in MEANINGS}
+        kinds = {"Retry-After": "integer"}
+        components["headers"] = {
+            name: {"description": text, "schema": {"type": kinds.get(name, "string")}} for name, text in HEADERS.items()
+        }
         if has_token:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-            for path, operations in description["paths"].items():
-                for operation in operations.values() if path.startswith(wire.API_PREFIX) else ():
-                    operation["security"] = [{"token": []}]
+        for path, operations in description["paths"].items():
+            for operation in operations.values():
+                _complete_operation(operation, has_token and path.startswith(wire.API_PREFIX), labels)
+        components["responses"] = _shared(description["paths"])
         return description
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend it
+
+
+def _complete_operation(operation: dict[str, Any], has_token: bool, labels: Collection[str]) -> None:
+    if has_token:
+        operation["security"] = [{"token": []}]
+    else:
+        operation["responses"].pop("401", None)
+    for reply in operation["responses"].values():
+        reply.setdefault("headers", {}).update(named(wire.REQUEST_ID_HEADER)["headers"])
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"].pop("description", None)  # it stands in the parameter itself
+        if parameter["name"] == "columns":
+            name = f" *({'|'.join(wire.columns_of(labels))}) *"
+            parameter["schema"]["pattern"] = f"^{name}(,{name})*$"
+
+
+def _shared(paths: dict[str, Any]) -> dict[str, Any]:
+    """The replies that several operations have, by names of their own: each then refers to them."""
+    found: dict[str, Any] = {}
+    for operation in (operation for operations in paths.values() for operation in operations.values()):
+        for status, reply in operation["responses"].items():
+            if status >= "304":
+                codes = reply.get("content", {}).get(wire.PROBLEM_JSON, {}).get("examples", {})
+                name = "-".join([status, *codes])
+                found[name] = reply
+                operation["responses"][status] = {"$ref": f"#/components/responses/{name}"}
+    return found
 
 
 def _example(code: ErrorCode) -> dict[str, object]:

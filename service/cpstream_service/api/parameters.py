@@ -63,9 +63,8 @@ class Parameters(BaseModel):
 
 class PinnedParameters(Parameters):
     fingerprint: Annotated[
-        str | None,
+        Annotated[str, Field(min_length=1, json_schema_extra={"pattern": "^[0-9a-f]{32}$"})] | None,
         Field(
-            min_length=1,
             description="Fingerprint of the split (as `GET /v1/splits/{split}` has it) that the reply must come from. When other "
             "data is served, the reply is 409 `dataset-changed`.",
         ),
@@ -73,7 +72,7 @@ class PinnedParameters(Parameters):
 
 
 def _names(columns: str) -> list[str]:
-    return [name.strip() for name in columns.split(",")]
+    return [name.strip(" ") for name in columns.split(",")]
 
 
 def _check_columns(columns: str) -> str:

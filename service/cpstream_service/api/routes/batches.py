@@ -16,7 +16,7 @@ from cpstream_client.contract.wire import BatchQuery, ErrorCode
 from ...errors import IndexOutOfRange, InvalidParameter
 from ...snapshot.store import Split
 from ..arrow_replies import ArrowStream
-from ..description import problem_replies
+from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson, check_json_rows, samples_of
 from ..negotiation import caching, etag_of, not_modified, preferred
 from ..parameters import BatchParameters, PlanParameters, SampleParameters, sample_parameters
@@ -64,8 +64,9 @@ def plan_errors() -> Iterator[None]:
             "same as JSON.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
+            **named(*CACHED, *OF_JSON),
         },
-        304: {"description": "The client's copy (`If-None-Match`) is current."},
+        304: CURRENT | named(*CACHED),
         **problem_replies(*_BATCH_ERRORS),
     },
 )
@@ -163,6 +164,7 @@ router.add_api_route(
             "description": "An Arrow IPC stream with one record batch, as that of batches; or JSON, as there.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
+            **named("Cache-Control", *OF_JSON),
         },
         **problem_replies(*_BODY_ERRORS),
     },
@@ -182,6 +184,7 @@ router.add_api_route(
             "description": "An Arrow IPC stream, one record batch a batch of the body, as that of GET; or JSON, as there.",
             "content": {wire.ARROW_STREAM: _ARROW_CONTENT},
             "model": bodies.JsonBatches,
+            **named("Cache-Control", *OF_JSON),
         },
         **problem_replies(*_BODY_ERRORS),
     },
@@ -192,7 +195,10 @@ router.add_api_route(
     "/splits/{split:name}/plan",
     tags=["batches"],
     summary="Which samples every rank gets at a step",
-    responses={200: {"model": bodies.PlanStep}, **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE)},
+    responses={
+        200: {"model": bodies.PlanStep, **named("Cache-Control", "Vary", *OF_JSON)},
+        **problem_replies(*_EPOCH_ERRORS, ErrorCode.INDEX_OUT_OF_RANGE),
+    },
 )
 async def plan(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[PlanParameters, Query()]

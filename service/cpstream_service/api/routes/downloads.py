@@ -6,12 +6,14 @@ from starlette.responses import Response
 from cpstream_client.contract import wire
 from cpstream_client.contract.wire import ErrorCode
 
-from ..description import problem_replies
+from ..description import CACHED, CURRENT, named, problem_replies
 from ..files import file_reply
 from ..negotiation import etag_of, not_modified
 from ..parameters import PinnedParameters
 from ..state import CurrentService
 from .common import COMMON, Pinned, SplitName, v1_router
+
+_OF_FILES = (*CACHED, "Accept-Ranges", "Content-Disposition")
 
 router = v1_router()
 
@@ -35,7 +37,11 @@ def _add_download(name: str, summary: str, description: str, media_type: str) ->
     ) -> Response:
         return await _download(split, name, request, service, parameters)
 
-    part = {"description": "The bytes that a `Range` header asks for.", "content": {media_type: {}}}
+    part = {
+        "description": "The bytes that a `Range` header asks for.",
+        "content": {media_type: {}},
+        **named(*_OF_FILES, "Content-Range"),
+    }
     path = f"/splits/{{split:name}}/{name}"
     router.get(
         path,
@@ -45,9 +51,9 @@ def _add_download(name: str, summary: str, description: str, media_type: str) ->
         operation_id=f"download_{name.replace('.', '_')}",
         response_class=Response,
         responses={
-            200: {"description": "The whole file.", "content": {media_type: {}}},
+            200: {"description": "The whole file.", "content": {media_type: {}}, **named(*_OF_FILES)},
             206: part,
-            304: {"description": "The client's copy (`If-None-Match`) is current."},
+            304: CURRENT | named(*CACHED),
             **problem_replies(*COMMON, ErrorCode.RANGE_NOT_SATISFIABLE),
         },
     )(download)

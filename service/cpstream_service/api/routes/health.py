@@ -10,7 +10,7 @@ from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import Draining, NotFound
-from ..description import problem_replies
+from ..description import OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson
 from ..problems import MEANINGS, problem_type
 from ..routing import Route
@@ -47,7 +47,7 @@ async def docs(_: NoParameters) -> Response:
 @router.get(
     "/livez",
     summary="Is the process alive?",
-    responses={200: {"model": bodies.Alive}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
+    responses={200: {"model": bodies.Alive, **named(*OF_JSON)}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
 )
 async def livez(_: NoParameters) -> Response:
     """Answers as long as the process runs, draining included. Restart it when this fails."""
@@ -60,6 +60,7 @@ async def livez(_: NoParameters) -> Response:
     responses={
         200: {
             "model": bodies.Ready,
+            **named(*OF_JSON),
             "content": {
                 wire.JSON: {
                     "example": {
@@ -96,7 +97,8 @@ async def readyz(service: CurrentService, _: NoParameters) -> Response:
     summary="Metrics for Prometheus",
     response_class=Response,
     responses={
-        200: {"description": "Text exposition format. docs/operations.md lists the metrics.", "content": {"text/plain": {}}}
+        200: {"description": "Text exposition format. docs/operations.md lists the metrics.", "content": {"text/plain": {}}},
+        **problem_replies(ErrorCode.INVALID_PARAMETER),
     },
 )
 def metrics(service: CurrentService, _: NoParameters) -> Response:
@@ -108,7 +110,10 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
 @router.get(
     "/problems/{code}",
     summary="What an error code means",
-    responses={200: {"model": bodies.Explanation}, **problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER)},
+    responses={
+        200: {"model": bodies.Explanation, **named(*OF_JSON)},
+        **problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
+    },
 )
 async def explain(
     code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters

@@ -10,7 +10,7 @@ from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter
-from ..description import problem_replies
+from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson, samples_of
 from ..negotiation import caching, etag_of, not_modified, target_of
 from ..parameters import RowsParameters
@@ -23,7 +23,14 @@ router = v1_router()
 
 
 @router.get(
-    "/splits", tags=["splits"], summary="All splits", responses={200: {"model": bodies.SplitList}, **problem_replies(COMMON[2])}
+    "/splits",
+    tags=["splits"],
+    summary="All splits",
+    responses={
+        200: {"model": bodies.SplitList, **named(*CACHED, *OF_JSON)},
+        304: CURRENT | named(*CACHED),
+        **problem_replies(COMMON[2]),
+    },
 )
 async def splits(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
@@ -36,7 +43,11 @@ async def splits(request: Request, service: CurrentService, _: NoParameters) -> 
     "/splits/{split:name}",
     tags=["splits"],
     summary="One split",
-    responses={200: {"model": bodies.SplitInfo}, **problem_replies(*COMMON)},
+    responses={
+        200: {"model": bodies.SplitInfo, **named(*CACHED, *OF_JSON)},
+        304: CURRENT | named(*CACHED),
+        **problem_replies(*COMMON),
+    },
 )
 async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
@@ -48,7 +59,11 @@ async def one_split(split: SplitName, request: Request, service: CurrentService,
     "/splits/{split:name}/alignment",
     tags=["splits"],
     summary="How embeddings and CPS were matched",
-    responses={200: {"model": bodies.AlignmentReport}, **problem_replies(*COMMON)},
+    responses={
+        200: {"model": bodies.AlignmentReport, **named(*CACHED, *OF_JSON)},
+        304: CURRENT | named(*CACHED),
+        **problem_replies(*COMMON),
+    },
 )
 async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
@@ -60,7 +75,11 @@ async def alignment(split: SplitName, request: Request, service: CurrentService,
     "/splits/{split:name}/rows",
     tags=["splits"],
     summary="A page of samples",
-    responses={200: {"model": bodies.Rows}, **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE)},
+    responses={
+        200: {"model": bodies.Rows, **named(*CACHED, *OF_JSON)},
+        304: CURRENT | named(*CACHED),
+        **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE),
+    },
 )
 def rows(split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Query()]) -> Response:
     """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.

@@ -43,6 +43,7 @@ LADDER = (
     "cpstream_service.batches",
     "cpstream_service.api",
     "cpstream_service.stalls",
+    "cpstream_service.upgrades",
     "cpstream_service.connections",
     "cpstream_service.logs",
     "cpstream_service.supervisor",

@@ -12,9 +12,8 @@ import time
 from asyncio import Transport
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
 from .stalls import StallWatch
+from .upgrades import HttpOnly
 
 logger = logging.getLogger("cpstream.service")
 
@@ -26,7 +25,7 @@ _LOG_EVERY_S = 1.0
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpOnly):
     """uvicorn's protocol, which closes connections whose heads are too long (431) or take too long, or whose readers stopped."""
 
     _in_head = False

@@ -9,7 +9,7 @@ import pytest
 from tools.rooms import LADDER, PAGE, PICTURES, drawn, imports, is_ours, loaded_at_import, modules, room, rooms
 
 WEB = {"fastapi", "starlette", "uvicorn", "httptools"}
-WEB_ROOMS = {f"cpstream_service.{name}" for name in ("api", "connections", "supervisor", "app", "serve")}
+WEB_ROOMS = {f"cpstream_service.{name}" for name in ("api", "upgrades", "connections", "supervisor", "app", "serve")}
 TORCH_ROOMS = {"cpstream_client.torch", "cpstream_service.dataset"}
 
 

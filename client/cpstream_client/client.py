@@ -193,7 +193,8 @@ class Client:
         return self._records(Course(BatchQuery(batch_size=1, dtype=dtype, columns=columns), info))
 
     def _records(self, course: Course) -> Iterator[Batch]:
-        return trim(EpochFetcher(self.service, course, self._memory, turn=os.getpid()), course)
+        workers = course.info.workers or 1
+        return trim(EpochFetcher(self.service, course, self._memory, turn=os.getpid(), workers=workers), course)
 
     def record_batches(self, split: str, query: BatchQuery | None = None, **parameters: Any) -> Iterator[pa.RecordBatch]:
         """The same as Arrow record batches with the columns of the query."""

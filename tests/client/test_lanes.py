@@ -106,6 +106,17 @@ def test_one_connection_is_enough_on_a_short_path(snapshot: Snapshot, expected: 
         assert 0 < remote.service.round_trip_s(remote.service.endpoints[0]) < pace.ROUND_TRIP_PER_CONNECTION_S  # type: ignore[operator]
 
 
+def test_a_near_service_of_several_processes_is_asked_over_as_many_connections(
+    run_server: Callable[..., Server], expected: list[int]
+) -> None:
+    with client(run_server(workers=2).url) as remote:
+        assert remote.split("train").workers == 2
+        fetched = EpochFetcher(remote.service, Course(QUERY, remote.split("train")), remote._memory, workers=2)
+        assert indices(iter(fetched)) == expected
+        assert fetched.flow.connections == 2
+        assert len(list(remote.batches("train", QUERY))) == -(-1800 // 8)
+
+
 def test_requests_are_in_flight_at_once_and_their_batches_in_order(
     snapshot: Snapshot, expected: list[int], long_path: None
 ) -> None:
@@ -254,18 +265,20 @@ def test_the_number_follows_the_round_trip(round_trip_ms: float | None, number: 
     pace = Pace(8)
     assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=1) == number
     assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=3) == max(3, number)
+    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=64) == max(4, number)
     assert Pace(2).needed(1.0, workers=3) == 2
 
 
 def test_the_size_follows_the_speed() -> None:
     pace, share = Pace(8), 4_000_000
-    assert pace.request_bytes(0.08, share) == 2 * 1024**2  # nobody knows yet
+    # As long as nobody knows, in turn.
+    assert [pace.request_bytes(0.08, share, number) // 1024**2 for number in range(5)] == [1, 2, 3, 3, 1]
     pace.worked(1_000_000, 0.8)
-    slow = pace.request_bytes(0.08, share)
+    slow = pace.request_bytes(0.08, share, 0)
     pace.worked(2_000_000, 0.8)
-    assert slow == 524_288 < pace.request_bytes(0.08, share) == 1_000_000
+    assert slow == 524_288 < pace.request_bytes(0.08, share, 0) == 1_000_000
     pace.worked(200_000_000, 0.8)
-    assert pace.request_bytes(0.08, share) == share
+    assert pace.request_bytes(0.08, share, 0) == share
 
 
 def test_a_service_that_has_refused_is_tried_again_after_a_while() -> None:

@@ -106,6 +106,11 @@ class SplitInfo(Body, frozen=True):
     max_reply_bytes: Annotated[int, Field(ge=1)] | None = Field(
         default=None, exclude_if=_is_none, description="Largest reply to one batches or take request; a larger one is refused."
     )
+    workers: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        exclude_if=_is_none,
+        description="Processes of the service, where there are several: it sends as many replies at once.",
+    )
 
 
 class SplitList(Body, frozen=True):

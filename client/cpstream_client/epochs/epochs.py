@@ -100,7 +100,8 @@ class Epochs:
 
     def _ahead(self, course: Asking, turn: int, backlog: Backlog, cache: SplitCache | None) -> Generator[Batch, None, None]:
         """The record batches of a course, fetched ahead of the loop."""
-        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections)
+        workers = self._info.workers or 1
+        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections, workers)
         # Kept in the fetching thread, while the loop computes.
         items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
         return prefetch(items, backlog, fetcher.abort)

@@ -59,6 +59,9 @@ class Rest:
     def rest(self, ask: Ask, done: int) -> Ask:
         return self._ask(ask.behind(done), ask.count - done)
 
+    def left_bytes(self, first: int) -> int | None:
+        return None
+
     def _ask(self, first: int, count: int) -> Ask:
         info, chosen = self._info, IndexBatches.of([indices for indices, _ in self._takes[first : first + count]])
         rows = chosen.sizes.tolist()

@@ -92,6 +92,9 @@ class ChosenCourse:
         assert isinstance(ask, ChosenAsk)  # noqa: S101 - it is one of this course
         return self._ask(ask.behind(done), ask.chosen.rest(done))
 
+    def left_bytes(self, first: int) -> int | None:
+        return None
+
     def _ask(self, first: int, chosen: IndexBatches) -> Ask:
         info, query = self._info, self._query
         params = {"dtype": query.dtype, "columns": ",".join(query.columns), "fingerprint": info.fingerprint}

@@ -71,6 +71,9 @@ class Asking(Protocol):
     def rest(self, ask: Ask, done: int) -> Ask:
         """The request for what one asked for behind its first `done` record batches."""
 
+    def left_bytes(self, first: int) -> int | None:
+        """About how many bytes the training batches from the `first` on take; None where nobody knows."""
+
 
 class Course:
     """What to ask for: one DataLoader worker's share of a query, cut into record batches. Pure arithmetic.
@@ -123,6 +126,9 @@ class Course:
 
     def rest(self, ask: Ask, done: int) -> Ask:
         return self._ask(ask.behind(done), ask.count - done, ask.per_record)
+
+    def left_bytes(self, first: int) -> int | None:
+        return (len(self._steps) - first) * self.batch_size * self._row_bytes
 
     def _per_record(self, record_bytes: int) -> int:
         """How many training batches a record batch holds."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import CpstreamError, ServiceError
-from ..transport.pace import FIRST_RECORD_BYTES
+from ..transport.pace import FIRST_RECORD_BYTES, LEAST_BYTES
 from ..transport.retry import Patience
 from ..transport.service import Service
 from .backlog import Backlog
@@ -169,7 +169,10 @@ class Lanes:
         """The next part of the course; None while there is no room for it, and at the end."""
         service, most = self._service, self._backlog.max_bytes
         share = max(1, most // (2 * self._connections()))
-        nbytes = min(service.pace.request_bytes(self._round_trip_s, share), service.request_bytes)
+        nbytes = min(service.pace.request_bytes(self._round_trip_s, share, self._flow.requests), service.request_bytes)
+        left = self._course.left_bytes(self._next)
+        if left is not None:  # the last ones are small, so that no connection is busy for long when the others have done
+            nbytes = min(nbytes, max(left // (2 * self._connections()), LEAST_BYTES))
         if self._record_bytes == FIRST_RECORD_BYTES:
             nbytes = 1  # one training batch, with which the loop can begin
         ahead = self._backlog.nbytes + sum(part.room for part in self._parts)

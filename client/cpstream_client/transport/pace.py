@@ -14,15 +14,18 @@ REQUEST_BYTES = 64 * 1024**2
 MAX_CONNECTIONS = 8
 ROUND_TRIP_PER_CONNECTION_S = 0.002
 """The kernel's usual buffers let some 2.5 MB a round trip through one connection: 10 Gbit/s if that takes 2 ms."""
-_LEAST_BYTES = 512 * 1024
-_UNKNOWN_BYTES = 2 * 1024**2
-"""Of a request, as long as nobody knows how fast a connection is."""
+LEAST_BYTES = 512 * 1024
+_UNKNOWN_BYTES = tuple(n * 1024**2 for n in (1, 2, 3, 4))
+"""Of requests, in turn, as long as nobody knows how fast a connection is: new ones that begin together shall not all wait for
+their next request at the same time."""
 _LEAST_S = 0.02
 _ROUND_TRIPS = 5.0
 """A request's: one goes by before its first byte comes."""
 FIRST_RECORD_BYTES = 128 * 1024
 """Of the record batches of a far epoch's first request, and twice as large with each of the next: a batch waits until all of its
 record batch is there, and a new connection brings 14 KB in its first round trip and twice as much in each of the next."""
+_MOST_WORKERS = 4
+"""Of a near service: they send twice as fast as a trainer's process, which verifies and hands over, can read."""
 _WORKED_PER_TRY = 8
 """An overloaded service is tried with one request more when so many for each connection have been answered."""
 
@@ -51,7 +54,7 @@ class Pace:
         A path that nobody has measured yet counts as short.
         """
         needed = math.ceil((round_trip_s or 0.0) / ROUND_TRIP_PER_CONNECTION_S)
-        return max(1, min(max(needed, workers), self.max_connections))
+        return max(1, min(max(needed, min(workers, _MOST_WORKERS)), self.max_connections))
 
     def connections(self, round_trip_s: float | None, workers: int) -> int:
         """How many may be in flight now."""
@@ -61,10 +64,11 @@ class Pace:
         """Whether a batch should not have to wait for a whole request of the usual size."""
         return (round_trip_s or 0.0) > ROUND_TRIP_PER_CONNECTION_S
 
-    def request_bytes(self, round_trip_s: float | None, share_bytes: int) -> int:
-        """How large the next request is. share_bytes: of what may be fetched ahead, one request's share."""
+    def request_bytes(self, round_trip_s: float | None, share_bytes: int, number: int) -> int:
+        """How large a stream's request of this number is. share_bytes: of what may be fetched ahead, one request's share."""
         takes_s = max(_ROUND_TRIPS * (round_trip_s or 0.0), _LEAST_S)
-        wanted = max(self._bytes_per_s * takes_s, _LEAST_BYTES) if self._bytes_per_s else _UNKNOWN_BYTES
+        unknown = _UNKNOWN_BYTES[number % len(_UNKNOWN_BYTES)]
+        wanted = max(self._bytes_per_s * takes_s, LEAST_BYTES) if self._bytes_per_s else unknown
         return int(min(wanted, share_bytes, REQUEST_BYTES))
 
     def worked(self, nbytes: int, seconds: float) -> None:

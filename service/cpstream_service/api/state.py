@@ -35,9 +35,10 @@ class Service:
     )  # what is told of each split, with what a client must know to keep to the limits
 
     def __post_init__(self) -> None:
-        limit = self.settings.max_reply_bytes
+        limit, workers = self.settings.max_reply_bytes, self.settings.workers
+        told = {"max_reply_bytes": limit, "workers": workers if workers > 1 else None}
         infos = {
-            name: split.info.model_copy(update={"max_path_bytes": _longest(split), "max_reply_bytes": limit})
+            name: split.info.model_copy(update={"max_path_bytes": _longest(split), **told})
             for name, split in self.snapshot.splits.items()
         }
         object.__setattr__(self, "infos", infos)

@@ -112,6 +112,6 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
 
 
 def _metadata(request: Request, service: Service, fingerprint: str, body: bodies.Body) -> Response:
-    limit = str(service.settings.max_reply_bytes)
-    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope), "max_reply_bytes": limit})
+    limit, workers = str(service.settings.max_reply_bytes), str(service.settings.workers)
+    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope), "max_reply_bytes": limit, "workers": workers})
     return not_modified(request, etag) or ReadableJson(body, headers={"ETag": etag, **caching(request)})

@@ -5,7 +5,7 @@ when it cannot be reached, the last good snapshot of the same settings serves.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,7 +65,10 @@ def _disk_errors_named(snapshot_dir: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Found:
-    """A snapshot that is there, or splits to write one of, under the key whose lock is held."""
+    """A snapshot that is there, or splits to write one of, under the key whose lock is held.
+
+    check: raises DataError where the files of the source are no longer those of the key.
+    """
 
     key: str
     snapshot: Snapshot | None = None
@@ -73,6 +76,7 @@ class _Found:
     source: str = ""
     stale_reason: str | None = None
     notes: list[str] = field(default_factory=list)
+    check: Callable[[], None] = lambda: None
 
     @property
     def reports(self) -> tuple[AlignmentReport, ...]:
@@ -84,7 +88,9 @@ class _Found:
         if self.snapshot is not None:
             return Loaded(self.snapshot, self.stale_reason, self.notes)
         folder, identity = settings.snapshot_dir, identity_of(settings)
-        path = write_snapshot(folder, self.key, self.splits, source=self.source, identity=identity, progress=progress)
+        path = write_snapshot(
+            folder, self.key, self.splits, source=self.source, identity=identity, progress=progress, check=self.check
+        )
         return Loaded(open_snapshot(path), notes=[*self.notes, f"wrote snapshot {self.key}"])
 
 
@@ -104,10 +110,14 @@ def _find_of_files(settings: DataSettings, identity: str, until_written: ExitSta
     except SnapshotInvalid:
         pass
     splits = align_all(settings, progress=progress)
-    if Files.of(settings) != files:
-        first = files.groups[0][0] if len(files.groups[0]) == 1 else settings.source_path
-        raise DataError(f"{first} or a CPS table beside it changed while it was read; start again when it is complete")
-    return _Found(key, splits=splits, source=settings.source_type, notes=notes)
+
+    def check() -> None:
+        if Files.of(settings) != files:
+            first = files.groups[0][0] if len(files.groups[0]) == 1 else settings.source_path
+            raise DataError(f"{first} or a CPS table beside it changed while it was read; start again when it is complete")
+
+    check()
+    return _Found(key, splits=splits, source=settings.source_type, notes=notes, check=check)
 
 
 def _find_of_chroma(settings: DataSettings, identity: str, until_written: ExitStack, progress: bool) -> _Found:

@@ -18,7 +18,7 @@ import os
 import secrets
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -183,11 +183,19 @@ def _advise(mapped: npt.NDArray[np.float32], advice: int) -> None:
 
 
 def write_snapshot(
-    snapshot_dir: Path, key: str, splits: Sequence[AlignedSplit], *, source: str, identity: str, progress: bool = False
+    snapshot_dir: Path,
+    key: str,
+    splits: Sequence[AlignedSplit],
+    *,
+    source: str,
+    identity: str,
+    progress: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write a snapshot beside its place, then rename it there. The caller holds `writing(snapshot_dir, key)`.
 
     source: what the split's metadata call it; identity: hash of the settings, by which older snapshots of the same data are known.
+    check: called when all rows have been read; raises what keeps the snapshot from its place.
     """
     temporary = snapshot_dir / f".writing-{key}-{secrets.token_hex(4)}"
     temporary.mkdir()
@@ -198,6 +206,7 @@ def write_snapshot(
         fingerprint = _write_split(folder, split, progress)
         info = _info(split, fingerprint, source)
         entries.append({"name": split.name, "info": info.model_dump(mode="json"), "report": split.report.model_dump(mode="json")})
+    check()
     body = {
         "format": FORMAT,
         "fingerprint": dataset_fingerprint({entry["name"]: entry["info"]["fingerprint"] for entry in entries}),

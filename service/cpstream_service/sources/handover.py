@@ -1,6 +1,7 @@
 """Splits as one process hands them to another: in a file in memory, of which the reader maps the embeddings without a copy.
 
-embeddings of each split, (M, D) float32, one after another | JSON of the rest | length of the JSON, 8 bytes
+For each split, its embeddings, (M, D) float32, or where they lie in the source, (M,) int64; then JSON of the rest; then its length,
+8 bytes.
 """
 
 import json
@@ -12,7 +13,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from .rows import ByteRows, Reason, RowProblem, SourceSplit, rows_per_chunk
+from .file_rows import FileRows
+from .rows import ByteRows, Embeddings, Reason, RowProblem, SourceSplit, rows_per_chunk
 
 _LENGTH_BYTES = 8
 _PIECE_BYTES = 64 << 20
@@ -31,6 +33,7 @@ def hand_over(file: IO[bytes], splits: Iterable[SourceSplit]) -> None:
                 "shape": shape,
                 "file_paths": split.file_paths,
                 "problems": [(p.reason.code, p.where, p.detail, p.file_path) for p in split.problems],
+                "in_file": isinstance(split.embeddings, FileRows),
                 "columns": {name: list(map(_plain, values)) for name, values in split.columns.items()},
             }
         )
@@ -42,8 +45,11 @@ def refuse(file: IO[bytes], error: str) -> None:
     _finish(file, {"error": error})
 
 
-def take_over(descriptor: int) -> dict[str, SourceSplit] | str:
-    """What hand_over wrote, or refuse. Raises ValueError, OSError where neither came to its end."""
+def take_over(descriptor: int, source: int, name: str) -> dict[str, SourceSplit] | str:
+    """What hand_over wrote, or refuse. source: the file of that name, in which FileRows lie.
+
+    Raises ValueError, LookupError or OSError where neither came to its end.
+    """
     size = os.fstat(descriptor).st_size
     if size < _LENGTH_BYTES:
         raise ValueError("nothing was written")
@@ -56,8 +62,14 @@ def take_over(descriptor: int) -> dict[str, SourceSplit] | str:
     found, offset = {}, 0
     for entry in content["splits"]:
         count, dimension = entry["shape"]
-        embeddings = np.frombuffer(memory, np.float32, count * dimension, offset).reshape(count, dimension)
-        offset += embeddings.nbytes
+        embeddings: Embeddings
+        if entry["in_file"]:
+            offsets = np.frombuffer(memory, np.int64, count, offset).copy()
+            offset += offsets.nbytes
+            embeddings = FileRows(os.dup(source), offsets, dimension, name)
+        else:
+            embeddings = np.frombuffer(memory, np.float32, count * dimension, offset).reshape(count, dimension)
+            offset += embeddings.nbytes
         problems = [RowProblem(_REASONS[code], *rest) for code, *rest in entry["problems"]]
         columns = {name: list(map(_given, values)) for name, values in entry["columns"].items()}
         found[entry["name"]] = SourceSplit(entry["name"], entry["file_paths"], embeddings, problems, columns=columns)
@@ -73,10 +85,10 @@ def _write_rows(file: IO[bytes], split: SourceSplit) -> None:
             _write(file, b"".join(rows[low : low + step]))
             rows[low : low + step] = [b""] * len(rows[low : low + step])
     else:
-        _write(file, _bytes_of(embeddings))
+        _write(file, _bytes_of(embeddings.offsets if isinstance(embeddings, FileRows) else embeddings))
 
 
-def _bytes_of(array: npt.NDArray[np.float32]) -> memoryview:
+def _bytes_of(array: npt.NDArray[Any]) -> memoryview:
     return array.reshape(-1).view(np.uint8).data
 
 

@@ -55,7 +55,7 @@ def read_apart(
         status = _run(path, task, (source.fileno(), target.fileno()))
         if status == 0:
             try:
-                found = take_over(target.fileno())
+                found = take_over(target.fileno(), source.fileno(), str(path))
             except (ValueError, LookupError, OSError) as error:
                 raise DataError(f"{path}: the process that read it handed over something else ({error}); start again") from None
             if isinstance(found, str):

@@ -36,12 +36,14 @@ def main(task: dict[str, Any]) -> None:
         except UnreadableError as error:
             refuse(target, str(error)[:_MAX_ERROR])
         except MemoryError:
-            found = {}
+            found = {}  # or there might be none left to say so
             refuse(
                 target,
                 f": its pickle takes more than {memory_bytes // _MB} MB of memory to be read, far more than what it holds: it is "
                 f"damaged, or made to; write it again, its embeddings as arrays: {LAYOUT}",
             )
+        except Exception as error:
+            refuse(target, f": what it holds cannot be handed over ({error!r:.200}); write it again: {LAYOUT}")
     os._exit(0)  # not by giving back millions of objects one by one, nor one that is nested too deep for that
 
 

@@ -6,10 +6,11 @@ Three shapes are read: a dict {split: rows}, the same in an array of one element
 import io
 import os
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .npy_rows import NoRowsError, key_text, read_rows
+from .npy_scan import LEAST_BYTES, scan
 from .pickled import NotAllowedError, load_pickle
 from .pickled_arrays import Array
 from .rows import ALL, Reason, RowProblem, SourceSplit, kind_of, path_problem
@@ -30,6 +31,8 @@ def read_content(
     Executes nothing that the file says; yet a crafted one may take all memory or time there is, or end the process, which is
     therefore another one. Raises UnreadableError, MemoryError.
     """
+    if not columns and os.fstat(raw.fileno()).st_size >= LEAST_BYTES and (found := scan(raw.fileno(), raw.tell(), _of_kept)):
+        return {name: found[name] for name in _wanted(found, splits)}
     content = _load(raw)
     try:
         return _read(content, splits, columns, progress)
@@ -71,17 +74,28 @@ def _load(raw: io.RawIOBase) -> Array:
 
 def _read(array: Array, splits: Sequence[str], columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
     content, problems = _splits_of(array)
-    missing = [split for split in splits if split not in content]
-    if missing:
-        held = ", ".join(map(repr, content))
-        raise UnreadableError(f" has no split {missing[0]!r}; it has: {held}; set --splits to some of those")
-    names = list(splits) or list(content)
+    names = _wanted(content, splits)
     for name in list(content):
         if name not in names:
             del content[name]
     found = {name: read_rows(name, content.pop(name), columns, progress) for name in names}
     found[names[0]].problems.extend(problems)
     return found
+
+
+def _wanted(content: Mapping[str, Any], splits: Sequence[str]) -> list[str]:
+    """The names of the splits asked for, or of all."""
+    missing = [split for split in splits if split not in content]
+    if missing:
+        held = ", ".join(map(repr, content))
+        raise UnreadableError(f" has no split {missing[0]!r}; it has: {held}; set --splits to some of those")
+    return list(splits) or list(content)
+
+
+def _of_kept(pickled: bytes) -> dict[str, Any] | None:
+    """The rows of each split of a pickle whose rows are sound."""
+    content, problems = _splits_of(load_pickle(io.BytesIO(pickled)))
+    return None if problems else content
 
 
 def _splits_of(array: Array) -> tuple[dict[str, Any], list[RowProblem]]:

@@ -36,8 +36,7 @@ def _uniform(name: str, rows: list[Any], columns: Sequence[str]) -> SourceSplit 
         vectors = list(map(itemgetter("embedding"), rows))
         data = list(map(attrgetter("data"), vectors))
         dimensions = set(map(attrgetter("length"), vectors))
-        usual = set(map(type, file_paths)) == {str} and all(map(str.isascii, file_paths))
-        if not (usual and _IN_EMPTY_PATHS.isdisjoint(map(itemgetter(-1), file_paths))) and any(map(path_problem, file_paths)):
+        if has_path_problems(file_paths):
             return None
     except (TypeError, KeyError, IndexError, AttributeError):
         return None
@@ -46,6 +45,12 @@ def _uniform(name: str, rows: list[Any], columns: Sequence[str]) -> SourceSplit 
     values = {column: [row.get(column) for row in rows] for column in columns}
     rows.clear()
     return SourceSplit(name, file_paths, ByteRows(data, dimensions.pop()), columns=values)
+
+
+def has_path_problems(file_paths: list[Any]) -> bool:
+    """Whether any of them is no path. Raises IndexError where one is empty."""
+    usual = set(map(type, file_paths)) == {str} and all(map(str.isascii, file_paths))
+    return not (usual and _IN_EMPTY_PATHS.isdisjoint(map(itemgetter(-1), file_paths))) and any(map(path_problem, file_paths))
 
 
 def _any_rows(name: str, rows: list[Any], columns: Sequence[str], progress: bool) -> SourceSplit:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .file_rows import FileRows
+
 
 class Reason(Enum):
     """A reason to drop a row. Which side the row is of (embedding or cps) is said by `Dropped.side`."""
@@ -93,7 +95,7 @@ class ByteRows:
         return self[:].astype(dtype or np.float32)
 
 
-Embeddings = npt.NDArray[np.float32] | ByteRows
+Embeddings = npt.NDArray[np.float32] | ByteRows | FileRows
 
 
 @dataclass(frozen=True, slots=True)

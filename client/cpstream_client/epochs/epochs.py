@@ -75,13 +75,10 @@ class Epochs:
         """For batches of any indices. query: its dtype and columns count."""
         cache = self._cache
         columns = ("index",) if cache is None else ("embedding", "cps", "index")
-        course, backlog = (
-            ChosenCourse(replace(query, columns=(*query.columns, *columns)), self._info),
-            Backlog(self._prefetch_bytes),
-        )
+        course = ChosenCourse(replace(query, columns=(*query.columns, *columns)), self._info)
 
         def fetch(course: ChosenCourse) -> Generator[Batch, None, None]:
-            return self._ahead(course, turn, backlog, cache)
+            return self._ahead(course, turn, Backlog(self._prefetch_bytes), cache)
 
         def gather(indices: Indices) -> Batch:
             assert cache is not None  # noqa: S101 - which holds these

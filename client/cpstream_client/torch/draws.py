@@ -1,10 +1,12 @@
 """What a sampler draws: batches of indices, checked, and its errors kept until the batches before them are delivered."""
 
+from array import array
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..contract.plan import Indices
 
@@ -39,7 +41,9 @@ class Draws:
 
     def begin(self) -> None:
         """Begin an epoch."""
-        self._iterator, self._error = iter(self.sampler), None
+        # An array yields an object for each index, which takes ten times as long.
+        is_row = self.batch_size is not None and isinstance(self.sampler, np.ndarray | torch.Tensor)
+        self._iterator, self._error = iter(self.sampler.tolist() if is_row else self.sampler), None  # type: ignore[attr-defined]
 
     def draw(self, num_samples: int, split: str) -> Indices | None:
         """The next batch, its indices in [0, num_samples); None at the end of the epoch, and where the sampler has raised."""
@@ -72,28 +76,37 @@ class Draws:
 
     def _checked(self, drawn: Any, num_samples: int, split: str) -> Indices:
         """As (B,) int64, of its own: a sampler may use an array again."""
-        try:
-            indices = np.asarray(drawn if hasattr(drawn, "__array__") else list(drawn))
-        except (TypeError, ValueError):  # no sequence, or one of sequences of several lengths
-            indices = np.array(None)
-        if indices.shape == (0,):
-            return np.empty(0, np.int64)
-        if indices.dtype.kind not in "iu" or indices.ndim != 1:
-            raise TypeError(f"{name_of(self.sampler)} drew {_wrong(drawn)}, which is no index; indices are whole numbers")
-        low, high = indices.min(), indices.max()
-        if low < 0 or high >= num_samples:
+        if hasattr(drawn, "__array__"):
+            indices = np.asarray(drawn)
+            if indices.ndim != 1 or (indices.dtype.kind not in "iu" and indices.size):
+                raise TypeError(f"{name_of(self.sampler)} drew {_shown(drawn)}; a batch is a row of whole numbers")
+            indices = indices.astype(np.int64)
+        else:
+            indices = np.frombuffer(self._whole_numbers(drawn), np.int64)
+        if len(indices) and ((low := indices.min()) < 0 or indices.max() >= num_samples):
             raise IndexError(
-                f"{name_of(self.sampler)} drew index {low if low < 0 else high}, which is outside split {split!r}; "
+                f"{name_of(self.sampler)} drew index {low if low < 0 else indices.max()}, which is outside split {split!r}; "
                 f"indices: 0 to {num_samples - 1}"
             )
-        return indices.astype(np.int64)
+        return indices
+
+    def _whole_numbers(self, drawn: Any) -> "array[int]":
+        drawn = list(drawn)
+        try:
+            return array("q", drawn)
+        except (TypeError, OverflowError):
+            wrong = next(each for each in drawn if not _is_index(each))
+            raise TypeError(f"{name_of(self.sampler)} drew {_shown(wrong)}, which is no index; indices are whole numbers") from None
 
 
-def _wrong(drawn: Any) -> str:
-    """The first of what was drawn that is no index."""
+def _is_index(value: object) -> bool:
     try:
-        wrong = next((each for each in drawn if np.ndim(each) or np.asarray(each).dtype.kind not in "iu"), drawn)
-    except TypeError:
-        wrong = drawn
-    text = repr(wrong)
+        array("q", [value])  # type: ignore[type-var]
+    except (TypeError, OverflowError):
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    text = " ".join(repr(value).split())
     return text if len(text) <= 80 else text[:77] + "..."

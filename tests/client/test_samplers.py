@@ -15,6 +15,7 @@ from oracle import assert_same, local
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Sampler, WeightedRandomSampler
 
 from cpstream_client import Client, CorruptedError, Retry
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.stream import chosen as chosen_module
 from cpstream_client.torch import Loader, RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 
@@ -234,6 +235,20 @@ def test_what_the_cache_holds_is_not_asked_for(server: Server) -> None:
     assert asked == ["GET /v1/splits/dev"]  # whether the data is the same still
     assert indices_of(others) == batches_of(range(90, 120), 8)
     assert "POST /v1/splits/dev/batches" in asked
+
+
+def test_of_what_the_cache_lacks_only_that_is_asked_for(server: Server) -> None:
+    bodies: list[bytes] = []
+    hooks = {"request": [lambda each: bodies.append(each.read())]}
+    client = Client(server.url, event_hooks=hooks)
+    dataset = StreamingEmbeddingsDataset(client, "dev", cache="memory", columns=("index", "embedding"))
+    list(loader(dataset, sampler=range(100), batch_size=8))
+    bodies.clear()
+    got = list(loader(dataset, sampler=[*range(60, 140), 120], batch_size=100))
+    assert [len(index) for index, _ in got] == [81]
+    assert torch.equal(got[0][1], local("dev").audio_data[[*range(60, 140), 120]])
+    asked = [IndexBatches.unpack(body).indices.tolist() for body in bodies if body]
+    assert asked == [list(range(100, 140))]
 
 
 def batches_of(sampler: Any, batch_size: int) -> list[list[int]]:

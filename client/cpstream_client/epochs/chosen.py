@@ -14,11 +14,18 @@ from .cache import SplitCache
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Record:
-    """Some training batches in one. indices (N,) int64 of all, sizes of each; is_local: the cache holds all of them."""
+    """Some training batches in one. indices (N,) int64 of all, sizes of each.
+
+    asked: what is fetched, and put into the cache on its way; all of them, or those that the cache lacks.
+    """
 
     indices: Indices
     sizes: list[int]
-    is_local: bool
+    asked: Indices
+
+    @property
+    def is_fetched(self) -> bool:
+        return len(self.asked) > 0 or not len(self.indices)
 
 
 class Chosen:
@@ -47,22 +54,25 @@ class Chosen:
         """The next training batches, each (B,) int64 within the split."""
         records = [self._record(group) for group in self._groups(batches)]
         self._records.extend(records)
-        self._course.put(record.indices for record in records if not record.is_local)
+        self._course.put(record.asked for record in records if record.is_fetched)
 
     def get(self) -> tuple[Batch, list[int]]:
         """The next training batches that were put, some in one, and the size of each."""
         record = self._records.popleft()
-        if record.is_local:
-            if not self._is_checked:
-                self._check()
+        batch: Batch | None = None
+        if record.is_fetched:
+            if self._ahead is None:
+                self._ahead = self._fetch(self._course)
+            batch = next(self._ahead)
+            self._course.forget(self._received)
+            self._received += 1
+            self._is_checked = True  # the service has answered for this data
+        if batch is not None and record.asked is record.indices:
+            return batch, record.sizes
+        if not self._is_checked:
+            self._check()
             self._is_checked = True
-            return self._gather(record.indices), record.sizes
-        if self._ahead is None:
-            self._ahead = self._fetch(self._course)
-        batch = next(self._ahead)
-        self._course.forget(self._received)
-        self._received += 1
-        return batch, record.sizes
+        return self._gather(record.indices), record.sizes
 
     def close(self) -> None:
         self._course.end()
@@ -84,5 +94,8 @@ class Chosen:
 
     def _record(self, batches: list[Indices]) -> _Record:
         indices = batches[0] if len(batches) == 1 else np.concatenate(batches)
-        is_local = self._cache is not None and not len(self._cache.missing(indices))
-        return _Record(indices, [len(batch) for batch in batches], is_local)
+        sizes = [len(batch) for batch in batches]
+        if self._cache is None or not len(indices):
+            return _Record(indices, sizes, indices)
+        missing = np.unique(self._cache.missing(indices))
+        return _Record(indices, sizes, indices if 2 * len(missing) > len(indices) else missing)

@@ -42,6 +42,7 @@ LADDER = (
     "cpstream_service.snapshot",
     "cpstream_service.batches",
     "cpstream_service.api",
+    "cpstream_service.proxy_protocol",
     "cpstream_service.stalls",
     "cpstream_service.upgrades",
     "cpstream_service.connections",

@@ -10,8 +10,12 @@ import logging
 import resource
 import time
 from asyncio import Transport
+from collections.abc import Sequence
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
 from typing import Any
 
+from .proxy_protocol import read_preface
 from .stalls import StallWatch
 from .upgrades import HttpOnly
 
@@ -20,7 +24,7 @@ logger = logging.getLogger("cpstream.service")
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers together, as uvicorn's h11 protocol has it."""
 HEAD_TIMEOUT_S = 60.0
-"""For a connection's first request to come, and for the rest of a head that has begun."""
+"""For a connection's first request to come, for the rest of a head that has begun, and of a body whose request is answered."""
 _LOG_EVERY_S = 1.0
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -32,14 +36,18 @@ class Connection(HttpOnly):
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _stalls: StallWatch
+    _preface: bytes | None = None  # of a trusted proxy's connection, as long as it may go on
 
-    def __init__(self, *args: Any, stall_timeout_s: float, **named: Any) -> None:
+    def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
         super().__init__(*args, **named)
-        self._stall_timeout_s = stall_timeout_s
+        self._stall_timeout_s, self._trusted_proxies = stall_timeout_s, trusted_proxies
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._stalls = StallWatch(transport, self.client[0] if self.client else "?", self._stall_timeout_s)
+        peer = self.client[0] if self.client else "?"
+        self._stalls = StallWatch(transport, peer, self._stall_timeout_s)
+        if self._trusted_proxies and is_within(peer, self._trusted_proxies):
+            self._preface = b""
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -52,8 +60,16 @@ class Connection(HttpOnly):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._preface is not None:
+            data = self._without_preface(self._preface + data)
+            if not data:
+                return
         super().data_received(data)
-        if not self._in_head or self.transport.is_closing():
+        if self.transport.is_closing():
+            return
+        if not self._in_head:
+            if self._timer is None and self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
+                self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)  # of a body that nobody wanted
             return
         self._head_bytes += len(data)
         if self._timer is None:
@@ -62,6 +78,23 @@ class Connection(HttpOnly):
             self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             self.transport.close()
             logger.warning("closed a connection whose head is longer than %d bytes", MAX_HEAD_BYTES)
+
+    def _without_preface(self, data: bytes) -> bytes:
+        """What the client itself sent; nothing while the proxy's preface is not whole."""
+        try:
+            found = read_preface(data)
+        except ValueError as error:
+            logger.warning("closed a connection of a trusted proxy, %s: %s", self.client, error)
+            self.transport.close()
+            return b""
+        if found is None:
+            self._preface = data
+            return b""
+        self._preface = None
+        length, client = found
+        if client is not None:
+            self.client, self._stalls.peer = client, client[0]
+        return data[length:]
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -76,6 +109,16 @@ class Connection(HttpOnly):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+@lru_cache(maxsize=1024)
+def is_within(host: str, networks: Sequence[str]) -> bool:
+    """Whether an address is one of these, or in one of them."""
+    try:
+        address = ip_address(host)
+    except ValueError:  # a Unix socket
+        return False
+    return any((getattr(address, "ipv4_mapped", None) or address) in ip_network(network) for network in networks)
 
 
 class EventLoop(asyncio.SelectorEventLoop):

@@ -89,7 +89,9 @@ def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Confi
         workers=settings.workers,
         # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
         loop="cpstream_service.connections:EventLoop",
-        http=partial(Connection, stall_timeout_s=settings.stall_timeout_s),  # type: ignore[arg-type] # a class is called, too
+        http=partial(  # type: ignore[arg-type] # a class is called, too
+            Connection, stall_timeout_s=settings.stall_timeout_s, trusted_proxies=settings.trusted_proxies
+        ),
         ws="none",
         backlog=BACKLOG,
         proxy_headers=False,  # app.py has them, where proxies are trusted; uvicorn would trust whoever is on this machine

@@ -185,7 +185,7 @@ class ServeSettings:
     max_streams_per_client: Annotated[int, Field(ge=1)] = 192
     """Batch streams of one client at once per worker process, by its address; one more is answered 429 too-many-streams."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks of proxies whose X-Forwarded-For says who the client is; nobody is believed by default."""
+    """Addresses or networks of proxies whose X-Forwarded-For or PROXY protocol says who the client is; by default nobody's."""
     max_reply_bytes: Annotated[int, Field(ge=1)] = 2 * 1024**3
     """Largest reply to one batches or take request, in bytes; a larger one is answered 413."""
     max_json_rows: Annotated[int, Field(ge=1)] = 1024

@@ -24,7 +24,8 @@ class StallWatch:
 
     def __init__(self, transport: asyncio.Transport, peer: str, timeout_s: float) -> None:
         self.turns = 0
-        self._transport, self._peer, self._timeout_s = transport, peer, timeout_s
+        self.peer = peer
+        self._transport, self._timeout_s = transport, timeout_s
         self._seen, self._times = (0, 0, 0), 0
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(timeout_s / _LOOKS, self._look)
@@ -42,7 +43,7 @@ class StallWatch:
             return
         logger.warning(
             "closed a connection of %s, which took nothing of its reply for %g s (--stall-timeout-s): is it a reader that stopped?",
-            self._peer,
+            self.peer,
             self._timeout_s,
         )
         with contextlib.suppress(OSError):  # by a reset, or the kernel would go on holding its part of the reply

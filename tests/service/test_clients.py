@@ -2,15 +2,17 @@
 
 import json
 import re
+import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from conftest import Server, grown, poll, stalled_stream
-from test_connections import serving
+from test_connections import connect, serving
 from test_problems import problem_of
 
 from cpstream_client import Client
@@ -87,3 +89,51 @@ def test_nobody_is_believed_unless_it_is_said(trusted: str, tmp_path: Path, monk
 def test_what_is_no_address_is_refused(proxy: str) -> None:
     with pytest.raises(SettingsError, match=r"trusted_proxies holds .* or a network, as in .*CPSTREAM_TRUSTED_PROXIES"):
         ServeSettings(trusted_proxies=(proxy,))
+
+
+V2 = b"\r\n\r\n\x00\r\nQUIT\n"
+IPV6 = bytes.fromhex("20010db8" + "00" * 11 + "07")
+PREFACES = [
+    (b"PROXY TCP4 203.0.113.7 198.51.100.1 56324 443\r\n", "203.0.113.7"),
+    (b"PROXY TCP6 2001:db8::7 2001:db8::1 56324 443\r\n", "2001:db8::7"),
+    (b"PROXY UNKNOWN\r\n", "127.0.0.1"),
+    (b"PROXY UNKNOWN ffff::1 ffff::2 65535 65535\r\n", "127.0.0.1"),
+    (V2 + b"\x21\x11\x00\x0c" + bytes([203, 0, 113, 7, 198, 51, 100, 1]) + b"\xdc\x04\x01\xbb", "203.0.113.7"),
+    (V2 + b"\x21\x21\x00\x2b" + IPV6 * 2 + b"\xdc\x04\x01\xbb\x04\x00\x04abcd", "2001:db8::7"),
+    (V2 + b"\x20\x00\x00\x00", "127.0.0.1"),  # its own health check
+    (b"", "127.0.0.1"),
+]  # fmt: skip
+"""Prefaces of the PROXY protocol, as its specification has them, and the client that each names."""
+
+
+def ask(url: str, preface: bytes) -> bytes:
+    """What comes back, the preface and the request being sent byte by byte."""
+    with connect(url) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with suppress(ConnectionError):
+            for byte in preface:
+                sock.sendall(bytes([byte]))
+            sock.sendall(b"GET /v1/splits HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            return b"".join(iter(lambda: sock.recv(2**16), b""))
+    return b""
+
+
+def test_a_trusted_proxy_says_it_by_the_proxy_protocol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPSTREAM_LOG_FORMAT", "json")
+    monkeypatch.setenv("CPSTREAM_TRUSTED_PROXIES", "127.0.0.1")
+    with serving(tmp_path) as (url, log):
+        for preface, client in PREFACES:
+            before = len(log.read_text())
+            assert ask(url, preface).startswith(b"HTTP/1.1 200 "), preface
+            poll(lambda before=before: '"/v1/splits"' in log.read_text()[before:])
+            lines = [json.loads(line) for line in re.findall(r"^\{.*\}$", log.read_text()[before:], re.MULTILINE)]
+            assert [line["client"] for line in lines if line.get("path") == "/v1/splits"] == [client], preface
+        for wrong in (b"PROXY TCP4 a b 1 2\r\n", b"PROXY \r\n", b"PROXY " + b"a" * 200, V2 + b"\x31", V2 + b"\x21\x11\x00\x01a"):
+            assert not ask(url, wrong + b"a" * 16), wrong
+        assert "Traceback" not in log.read_text()
+
+
+def test_the_proxy_protocol_of_others_is_no_http(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, _):
+        for preface, _ in PREFACES[:-1]:
+            assert not ask(url, preface).startswith(b"HTTP/1.1 200 ")

@@ -109,6 +109,23 @@ def test_a_long_head_is_told_so(tmp_path: Path) -> None:
             assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_body_that_nobody_wanted_is_not_read_for_ever(tmp_path: Path) -> None:
+    code = "from cpstream_service import connections; connections.HEAD_TIMEOUT_S = 0.3"
+    with serving(tmp_path, code=code) as (url, _), closing(connect(url)) as sock:
+        sock.sendall(b"POST /v1/splits HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+        assert sock.recv(100).startswith(b"HTTP/1.1 405 ")
+        poll(lambda: _is_closed(sock))
+
+
+def _is_closed(sock: socket.socket) -> bool:
+    """Whether the other end takes no more of what trickles."""
+    try:
+        sock.sendall(b"a")
+    except ConnectionError:
+        return True
+    return False
+
+
 def test_connections_that_do_not_ask_are_closed(tmp_path: Path) -> None:
     code = "from cpstream_service import connections; connections.HEAD_TIMEOUT_S = 0.3"
     with serving(tmp_path, code=code) as (url, _):

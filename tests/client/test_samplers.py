@@ -18,6 +18,7 @@ from cpstream_client import Client, CorruptedError, Retry
 from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.stream import chosen as chosen_module
 from cpstream_client.torch import Loader, RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
+from cpstream_client.transport.retry import Patience
 
 
 @st.composite
@@ -221,8 +222,18 @@ def test_many_batches_are_one_request(server: Server) -> None:
     client, asked = counting(server)
     batches = list(loader(StreamingEmbeddingsDataset(client, "dev", cache=None), sampler=RandomSampler(range(N)), batch_size=3))
     assert len(batches) == 100
-    assert 1 <= asked.count("POST /v1/splits/dev/batches") <= 5
+    assert 1 <= asked.count("POST /v1/splits/dev/batches") <= 3
     assert set(asked) == {"GET /v1/splits/dev", "POST /v1/splits/dev/batches"}
+
+
+def test_an_epochs_connection_serves_the_next(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reply is read to the end, not broken off behind the last batch."""
+    failures: list[Exception] = []
+    monkeypatch.setattr(Patience, "wait_s", lambda self, error, endpoint="": failures.append(error) or 0.0)  # type: ignore[func-returns-value]
+    train = loader(of(server), sampler=range(30), batch_size=10)
+    for _ in range(30):
+        assert len(list(train)) == 3
+    assert not failures
 
 
 def test_what_the_cache_holds_is_not_asked_for(server: Server) -> None:

@@ -74,6 +74,12 @@ class Chosen:
             self._is_checked = True
         return self._gather(record.indices), record.sizes
 
+    def finish(self) -> None:
+        """After the last batch: read the reply to its end, so that its connection can serve the next epoch."""
+        self._course.end()
+        if self._ahead is not None:
+            next(self._ahead, None)
+
     def close(self) -> None:
         self._course.end()
         if self._ahead is not None:

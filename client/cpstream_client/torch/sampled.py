@@ -119,6 +119,7 @@ class SampledLoader(Loader[Item]):
                     chosen.put(drawn)
                     count, rows = count + len(drawn), rows + sum(map(len, drawn))
                 if not count:
+                    chosen.finish()
                     return
                 size, item = next(pieces, (0, None))
                 if item is None:

@@ -23,7 +23,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest test-frameworks lint format bench fuzz lock dist image
+.PHONY: help serve test test-lowest test-frameworks lint format bench fuzz soak lock dist image
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ bench: $(VENV)/bench/.done ## Measure throughput side by side with the alternati
 
 fuzz: $(VENV)/.dev ## Try mutations of all that is read, and print a table (ARGS="--count 200000 --targets npy,csv --seed 1")
 	$(BIN)/python -m fuzz $(ARGS)
+
+soak: $(VENV)/.dev ## Load a real service for MINUTES (20) with trainers, bad clients and faults, and draw docs/images/soak.png (ARGS)
+	$(BIN)/python -m soak --minutes $(or $(MINUTES),20) $(ARGS)
 
 lock: $(VENV)/.dev ## Pin in requirements/ what pyproject.toml names anew; ARGS=--upgrade: the newest of everything
 	$(LOCK) --extra dev -o requirements/dev.txt $(ARGS) >/dev/null

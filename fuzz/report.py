@@ -41,7 +41,7 @@ class Report:
             "hangs",
             "over memory",
             "most MB",
-            "slowest s",
+            "slowest CPU s",
             "seconds",
         )
         for name in ("target", *columns):

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import logging
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -350,6 +352,16 @@ JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["indices", "x"]), inner, max_size=2),
 )
+
+
+def test_a_client_that_goes_away_within_its_body_is_no_error(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "cpstream.service")
+    with serving(create_app(snapshot, ServeSettings())) as url:
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as sock:
+            sock.sendall(f"POST {DEV}/take HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nshort".encode())
+        poll(lambda: "the client went away during its request" in caplog.text)
+    assert [record.message for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,7 +9,7 @@ from ..errors import AlignmentError
 from ..settings import DataSettings
 from ..sources.rows import HARMLESS, Reason
 from ..sources.tables import TablePaths
-from ..text import shortened
+from ..text import plain, shortened
 from .align import num_lost
 
 MAX_EXAMPLE = 120
@@ -43,7 +43,7 @@ def _rates_place(settings: DataSettings, split: str) -> Path | None:
 
 def _reasons(report: AlignmentReport) -> str:
     lost = [entry for entry in report.dropped if entry.reason not in HARMLESS] or report.dropped
-    texts = (f"{entry.count} {entry.reason} (first: {shortened(entry.examples[0], MAX_EXAMPLE)})" for entry in lost)
+    texts = (f"{entry.count} {entry.reason} (first: {shortened(plain(entry.examples[0]), MAX_EXAMPLE)})" for entry in lost)
     return ", ".join(texts) or "there are no rows"
 
 

@@ -109,6 +109,7 @@ class Problems:
             await self.app(scope, receive, watch)
         except ClientDisconnect:
             logger.debug("the client went away during its request", extra=scope.get("state", {}))
+            return
         except Exception as error:
             if started or scope["type"] != "http":
                 raise  # uvicorn logs it and closes the connection, so that the client sees a cut

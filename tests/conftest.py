@@ -8,6 +8,8 @@
     large       a source whose batches no socket buffer swallows, for a command of its own
     forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
+    long_path   every path needs as many connections as there may be, and requests are small; the Flow of each iteration
+
 Helpers, by `from conftest import ...`:
 
     serving(app)                the same as a context manager, for an app of one's own; yields the URL
@@ -16,6 +18,7 @@ Helpers, by `from conftest import ...`:
     stalled_stream(url, path)   a connection that asks for the path and then reads no more
     bound(port)                 a TCP socket to listen at, whose connections send small replies at once
     poll(condition)             wait until condition() is true
+    lengthen()                  what long_path does, for a process of its own
 """
 
 import asyncio
@@ -35,11 +38,15 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from cpstream_client.contract.bodies import SplitInfo
+from cpstream_client.stream.lanes import Flow, Lanes
+from cpstream_client.stream.reader import Batch
+from cpstream_client.transport import pace
 from cpstream_service.app import create_app
 from cpstream_service.settings import DataSettings, ServeSettings
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Snapshot, Split
 
+_SMALL_BYTES = 20_000
 DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
 
 
@@ -136,6 +143,27 @@ def stalled_stream(url: str, path: str, address: str = "127.0.0.1", headers: str
         sock.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n".encode())
         assert sock.recv(12) == b"HTTP/1.1 200"
         yield sock
+
+
+def lengthen(set_to: Callable[[object, str, object], None] = setattr) -> list[Flow]:
+    """Make every path need as many connections as there may be, and each request small. Returns the Flow of each iteration."""
+    flows: list[Flow] = []
+    batches = Lanes.batches
+
+    def noted(self: Lanes, first: int) -> Iterator[Batch]:
+        flows.append(self.flow)
+        return batches(self, first)
+
+    set_to(Lanes, "batches", noted)
+    set_to(pace, "ROUND_TRIP_PER_CONNECTION_S", 1e-9)
+    set_to(pace, "LEAST_BYTES", _SMALL_BYTES)
+    set_to(pace, "UNKNOWN_BYTES", (_SMALL_BYTES,))
+    return flows
+
+
+@pytest.fixture
+def long_path(monkeypatch: pytest.MonkeyPatch) -> list[Flow]:
+    return lengthen(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from cpstream_client.stream import course as course_module
 from cpstream_client.stream.backlog import Backlog
 from cpstream_client.stream.course import Course
 from cpstream_client.stream.fetch import EpochFetcher
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.transport import pace
 from cpstream_client.transport.pace import MAX_CONNECTIONS, Pace
@@ -27,18 +28,12 @@ from cpstream_service.snapshot.store import Snapshot
 
 QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
 RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05)
-REQUEST_BYTES, RECORD_BYTES = 40_000, 5_000
+REQUEST_BYTES, RECORD_BYTES = 20_000, 5_000
 
 
 @pytest.fixture(autouse=True)
 def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
-
-
-@pytest.fixture
-def long_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every path needs as many connections as there may be."""
-    monkeypatch.setattr(pace, "ROUND_TRIP_PER_CONNECTION_S", 1e-9)
 
 
 @dataclass
@@ -118,7 +113,7 @@ def test_a_near_service_of_several_processes_is_asked_over_as_many_connections(
 
 
 def test_requests_are_in_flight_at_once_and_their_batches_in_order(
-    snapshot: Snapshot, expected: list[int], long_path: None
+    snapshot: Snapshot, expected: list[int], long_path: list[Flow]
 ) -> None:
     with gate(snapshot) as (url, app), client(url) as remote:
 
@@ -137,7 +132,7 @@ def test_requests_are_in_flight_at_once_and_their_batches_in_order(
 
 
 def test_connections_of_metadata_and_of_earlier_epochs_are_used_again(
-    snapshot: Snapshot, expected: list[int], long_path: None, monkeypatch: pytest.MonkeyPatch
+    snapshot: Snapshot, expected: list[int], long_path: list[Flow], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cpstream_client.transport.connection import Route
 
@@ -151,7 +146,7 @@ def test_connections_of_metadata_and_of_earlier_epochs_are_used_again(
 
 
 def test_an_overloaded_service_is_asked_less_and_no_fault_is_counted(
-    snapshot: Snapshot, expected: list[int], long_path: None
+    snapshot: Snapshot, expected: list[int], long_path: list[Flow]
 ) -> None:
     busy = create_app(snapshot, ServeSettings(max_streams=1))
     with serving(busy) as other, gate(snapshot) as (url, app), client(url, 8) as remote:
@@ -173,7 +168,7 @@ def test_an_overloaded_service_is_asked_less_and_no_fault_is_counted(
         assert 1 <= fetched.flow.refused <= 6 + fetched.flow.requests / 8
 
 
-def test_a_fault_costs_one_request(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+def test_a_fault_costs_one_request(snapshot: Snapshot, expected: list[int], long_path: list[Flow]) -> None:
     with gate(snapshot) as (url, app), client(url) as remote:
         whole = fetcher(remote)
         assert indices(iter(whole)) == expected
@@ -200,7 +195,7 @@ def test_a_fault_costs_one_request(snapshot: Snapshot, expected: list[int], long
         assert len(again) == 1  # for the rest of the reply that was cut
 
 
-def test_what_lies_before_a_final_error_is_delivered(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+def test_what_lies_before_a_final_error_is_delivered(snapshot: Snapshot, expected: list[int], long_path: list[Flow]) -> None:
     other = replace(snapshot, splits={"train": snapshot.splits["dev"]})
     replaced = create_app(other, ServeSettings())
     with serving(replaced) as new, gate(snapshot) as (url, app), client(url) as remote:
@@ -213,7 +208,7 @@ def test_what_lies_before_a_final_error_is_delivered(snapshot: Snapshot, expecte
     assert len(got) > 8
 
 
-def test_no_more_is_under_way_than_may_be_fetched_ahead(snapshot: Snapshot, expected: list[int], long_path: None) -> None:
+def test_no_more_is_under_way_than_may_be_fetched_ahead(snapshot: Snapshot, expected: list[int], long_path: list[Flow]) -> None:
     most = 200_000
     with gate(snapshot) as (url, app), client(url, 8) as remote:
         batches = iter(fetcher(remote, Backlog(most)))
@@ -230,7 +225,7 @@ def test_no_more_is_under_way_than_may_be_fetched_ahead(snapshot: Snapshot, expe
 
 
 def test_a_dataloader_worker_has_one_connection(
-    snapshot: Snapshot, long_path: None, forkserver: multiprocessing.context.BaseContext
+    snapshot: Snapshot, long_path: list[Flow], forkserver: multiprocessing.context.BaseContext
 ) -> None:
     with gate(snapshot) as (url, app):
         dataset = StreamingEmbeddingsDataset(url, "train", batch_size=8, columns=("index",), cache=None)
@@ -241,7 +236,7 @@ def test_a_dataloader_worker_has_one_connection(
         assert sum(len(index) for (index,) in alone) == 1800
 
 
-def test_leaving_a_loop_ends_its_threads_and_connections(server: Server, long_path: None) -> None:
+def test_leaving_a_loop_ends_its_threads_and_connections(server: Server, long_path: list[Flow]) -> None:
     dataset = StreamingEmbeddingsDataset(client(server.url), "train", batch_size=8)
     for _ in dataset:
         assert [thread for thread in threading.enumerate() if thread.name.startswith("cpstream-lane")]

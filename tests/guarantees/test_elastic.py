@@ -1,6 +1,7 @@
 """Elastic resume over HTTP: another number of ranks, batch size and workers goes on in the middle of an epoch."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,9 +9,21 @@ import pytest
 from conftest import Server
 from oracle import FORKING, indices_of
 
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset, loader
 
 pytestmark = FORKING
+
+
+@pytest.fixture(params=["one connection", "several"])
+def flows(request: pytest.FixtureRequest) -> Iterator[list[Flow]]:
+    """Of the iterations over several connections, which all are that have a path that needs them."""
+    if request.param == "one connection":
+        yield []
+        return
+    found: list[Flow] = request.getfixturevalue("long_path")
+    yield found
+    assert max(flow.connections for flow in found) > 1
 
 
 @dataclass
@@ -64,7 +77,9 @@ class Job:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("remainder", "padding"), [("exact", 0), ("pad", 2)])
-def test_two_ranks_stop_at_step_7_and_three_resume(server: Server, remainder: str, padding: int, num_workers: int) -> None:
+def test_two_ranks_stop_at_step_7_and_three_resume(
+    server: Server, flows: list[Flow], remainder: str, padding: int, num_workers: int
+) -> None:
     two = Job(server, 2, None, {"batch_size": 64, "remainder": remainder}, num_workers)
     state = two.run(steps=7)
     assert state["start"] == 2 * 7 * 64

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed
-from conftest import Server, grown
+from conftest import Server, grown, lengthen
 from oracle import FORKING, local
 
 from cpstream_client.torch import StreamingEmbeddingsDataset, loader
@@ -27,8 +27,9 @@ def losses_of(embeddings: torch.Tensor, cps: torch.Tensor) -> torch.Tensor:
     return (embeddings.double().sum(1) / 1000 - cps.double()) ** 2
 
 
-def evaluate(rank: int, url: str, folder: Path, options: dict[str, Any]) -> None:
-    """One rank. Every step ends in an all_reduce, which waits for the other rank."""
+def evaluate(rank: int, url: str, folder: Path, options: dict[str, Any], is_far: bool) -> None:
+    """One rank. Every step ends in an all_reduce, which waits for the other rank. is_far: all connections that may be are used."""
+    flows = lengthen() if is_far else []
     store = torch.distributed.FileStore(str(folder / "store"), 2)  # by file, since a port could be taken
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     dev = StreamingEmbeddingsDataset(url, "dev", batch_size=BATCH_SIZE, remainder="exact")
@@ -41,17 +42,20 @@ def evaluate(rank: int, url: str, folder: Path, options: dict[str, Any]) -> None
         losses += loss.tolist()
         shapes.append([*embeddings.shape])
     torch.distributed.destroy_process_group()
+    assert bool(flows) == is_far  # a rank's whole share is one or two requests
     (folder / f"{rank}.json").write_text(json.dumps({"losses": losses, "shapes": shapes, "total": total.tolist()}))
 
 
 # Workers that are no copies of the rank's process have no torch.distributed to ask, and are told.
-@pytest.mark.parametrize("options", [{}, {"num_workers": 2, "multiprocessing_context": "forkserver"}], ids=str)
+@pytest.mark.parametrize(
+    ("options", "is_far"), [({}, False), ({}, True), ({"num_workers": 2, "multiprocessing_context": "forkserver"}, False)], ids=str
+)
 def test_two_processes_sum_what_one_does(
-    run_server: Callable[..., Server], snapshot: Snapshot, tmp_path: Path, options: dict[str, Any]
+    run_server: Callable[..., Server], snapshot: Snapshot, tmp_path: Path, options: dict[str, Any], is_far: bool
 ) -> None:
     server = run_server(snapshot=grown(snapshot, "dev", N))
     context = multiprocessing.get_context("forkserver")
-    ranks = [context.Process(target=evaluate, args=(rank, server.url, tmp_path, options)) for rank in range(2)]
+    ranks = [context.Process(target=evaluate, args=(rank, server.url, tmp_path, options, is_far)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

@@ -18,8 +18,8 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from cpstream_client import Client, Retry
 from cpstream_client.epochs import epochs as epochs_module
 from cpstream_client.stream import course as course_module
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
-from cpstream_client.transport import pace
 
 FAULTS_PER_CASE = 100
 REQUEST_BYTES, RECORD_BYTES = 24_000, 6_000
@@ -31,12 +31,6 @@ BATCH_SIZE, SEED = 8, 11
 def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", RECORD_BYTES)
     monkeypatch.setattr(epochs_module, "_WINDOW_BYTES", RECORD_BYTES)
-
-
-@pytest.fixture(autouse=True)
-def _long_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many connections are used as there may be."""
-    monkeypatch.setattr(pace, "ROUND_TRIP_PER_CONNECTION_S", 1e-9)
 
 
 def client(url: str | list[str], timeout_s: float = 0.3, max_connections: int = 1) -> Client:
@@ -54,7 +48,12 @@ def oracle(n: int, epoch: int, rank: int, world_size: int) -> list[list[int]]:
 @pytest.mark.parametrize(("num_workers", "max_connections"), [(0, 1), (0, 4), (2, 4)])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_epochs_through_faults_equal_torch(
-    server: Server, forkserver: multiprocessing.context.BaseContext, max_connections: int, dtype: str, num_workers: int
+    server: Server,
+    forkserver: multiprocessing.context.BaseContext,
+    long_path: list[Flow],
+    max_connections: int,
+    dtype: str,
+    num_workers: int,
 ) -> None:
     split = server.snapshot.splits["train"]
     embeddings = split.embeddings.astype(dtype)
@@ -90,8 +89,11 @@ def test_epochs_through_faults_equal_torch(
                 steps += 1
             assert steps == len(dataset), where
             epoch += 1
+            assert not long_path or long_path[-1].connections == max_connections
             assert epoch < 60, f"too few faults: {where}"
-    print(f"{dtype}, {num_workers} workers: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
+    assert bool(long_path) == (max_connections > 1 and not num_workers)
+    case = f"{dtype}, {num_workers} workers, {max_connections} connections"
+    print(f"{case}: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
 
 
 def test_epochs_of_two_ranks_through_faults_while_their_caches_fill(server: Server) -> None:
@@ -144,7 +146,7 @@ def test_take_and_metadata_through_faults(server: Server) -> None:
 
 
 @pytest.mark.parametrize("max_connections", [1, 4])
-def test_two_proxies_on_the_way_to_the_replicas(server: Server, max_connections: int) -> None:
+def test_two_proxies_on_the_way_to_the_replicas(server: Server, long_path: list[Flow], max_connections: int) -> None:
     split = server.snapshot.splits["train"]
     with FaultProxy(server.url, seed=1) as one, FaultProxy(server.url, seed=2) as two:
         remote = client([one.url, two.url], max_connections=max_connections)

@@ -21,6 +21,7 @@ from conftest import poll
 from torch.utils.data import BatchSampler, DistributedSampler
 
 from cpstream_client import Client, CpstreamError, DatasetChanged, Retry
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.transport.retry import Patience
 from cpstream_client.transport.service import REQUEST_BYTES
@@ -130,9 +131,9 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "create_connection", connect)
 
 
-def dataset(urls: list[str], request_bytes: int = REQUEST_BYTES) -> StreamingEmbeddingsDataset:
+def dataset(urls: list[str], request_bytes: int = REQUEST_BYTES, max_connections: int = 1) -> StreamingEmbeddingsDataset:
     """Almost nothing is fetched ahead: what is lost must come from the service again."""
-    client = Client(urls, timeout_s=10, retry=RETRY)
+    client = Client(urls, timeout_s=10, retry=RETRY, max_connections=max_connections)
     client.service = replace(client.service, request_bytes=request_bytes)
     return StreamingEmbeddingsDataset(
         client,
@@ -141,7 +142,7 @@ def dataset(urls: list[str], request_bytes: int = REQUEST_BYTES) -> StreamingEmb
         shuffle=True,
         seed=9,
         columns=("embedding", "index"),
-        prefetch_bytes=1,
+        prefetch_bytes=1 if max_connections == 1 else 2 * max_connections * BATCH_SIZE * DIM * 4,
         cache=None,
         rank=0,
         world_size=1,
@@ -154,8 +155,14 @@ def oracle(epoch: int) -> list[list[int]]:
     return list(BatchSampler(sampler, BATCH_SIZE, drop_last=False))
 
 
+@pytest.mark.parametrize("max_connections", [1, 4])
 def test_killed_ten_times_in_one_epoch(
-    folder: Path, embeddings: npt.NDArray[np.float32], failures: list[CpstreamError], small_windows: None
+    folder: Path,
+    embeddings: npt.NDArray[np.float32],
+    failures: list[CpstreamError],
+    small_windows: None,
+    long_path: list[Flow],
+    max_connections: int,
 ) -> None:
     generator = random.Random(3)
     kills: list[int] = []
@@ -165,7 +172,7 @@ def test_killed_ten_times_in_one_epoch(
             poll(lambda: len(failures) > seen, timeout_s=60)  # the stream broke under the client
             served.start()
 
-        train = dataset([served.url])
+        train = dataset([served.url], max_connections=max_connections)
         train.set_epoch(5)
         steps = len(train)
         failures.clear()
@@ -185,15 +192,22 @@ def test_killed_ten_times_in_one_epoch(
                 restarted = supervisor.submit(restart, seen)
         assert step == steps - 1
     assert len(kills) == 10
+    assert [flow.connections for flow in long_path] == [4] * (max_connections > 1)
     assert len(failures) >= 10
     print(f"killed after the steps {kills} of {steps}; {len(failures)} tries failed")
 
 
+@pytest.mark.parametrize("max_connections", [1, 4])
 def test_killed_and_replaced_by_other_data(
-    folder: Path, embeddings: npt.NDArray[np.float32], failures: list[CpstreamError], small_windows: None
+    folder: Path,
+    embeddings: npt.NDArray[np.float32],
+    failures: list[CpstreamError],
+    small_windows: None,
+    long_path: list[Flow],
+    max_connections: int,
 ) -> None:
     with service(folder) as served:
-        train = dataset([served.url])
+        train = dataset([served.url], max_connections=max_connections)
         fingerprint = train.info.fingerprint
         delivered = 0
         with pytest.raises(DatasetChanged) as caught:  # noqa: PT012
@@ -216,14 +230,19 @@ def test_killed_and_replaced_by_other_data(
     assert caught.value.url.startswith(f"{served.url}/v1/splits/train/batches?")
 
 
+@pytest.mark.parametrize("max_connections", [1, 4])
 def test_drained_in_mid_epoch_with_a_second_replica(
-    folder: Path, embeddings: npt.NDArray[np.float32], failures: list[CpstreamError]
+    folder: Path,
+    embeddings: npt.NDArray[np.float32],
+    failures: list[CpstreamError],
+    long_path: list[Flow],
+    max_connections: int,
 ) -> None:
     with ExitStack() as stack:
         first, second = (stack.enter_context(service(folder)) for _ in range(2))
         for each in (first, second):
             stack.enter_context(Client(each.url, retry=RETRY)).split("train")
-        train = dataset([first.url, second.url], request_bytes=8 * 1024**2)
+        train = dataset([first.url, second.url], 8 * 1024**2, max_connections)
         failures.clear()
         assert first.process is not None
         for step, ((embedding, index), expected) in enumerate(zip(train, oracle(0), strict=True)):
@@ -233,6 +252,6 @@ def test_drained_in_mid_epoch_with_a_second_replica(
                 first.process.terminate()
         assert step == -(-N // BATCH_SIZE) - 1
         assert first.process.wait(30) == 0
-    # One request may find it gone or draining; the replies that it had begun were not cut.
-    assert len(failures) <= 2
+    # One request of each connection may find it gone or draining; the replies that it had begun were not cut.
+    assert len(failures) <= 2 * max_connections
     assert not [failure for failure in failures if "early" in str(failure)]

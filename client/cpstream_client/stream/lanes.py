@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ..errors import CpstreamError, ServiceError
-from ..transport.pace import FIRST_RECORD_BYTES, LEAST_BYTES
+from ..transport import pace
 from ..transport.retry import Patience
 from ..transport.service import Service
 from .backlog import Backlog
@@ -67,14 +67,14 @@ class Lanes:
         flow: Flow,
     ) -> None:
         self._service, self._course, self._memory, self._turn = service, course, memory, turn
-        self._backlog, self._max_connections, self._workers, self._flow = backlog, max_connections, workers, flow
+        self._backlog, self._max_connections, self._workers, self.flow = backlog, max_connections, workers, flow
         self._round_trip_s = service.round_trip_s(service.replicas.choose(turn))
         lock = threading.Lock()
         self._arrived, self._room = threading.Condition(lock), threading.Condition(lock)
         self._parts: deque[_Part] = deque()  # in the course's order
         self._refused: list[_Part] = []  # of them, those that the service had no time for
         self._next = 0  # the first training batch that no part has
-        self._record_bytes = FIRST_RECORD_BYTES if service.pace.is_far(self._round_trip_s) else 0
+        self._record_bytes = pace.FIRST_RECORD_BYTES if service.pace.is_far(self._round_trip_s) else 0
         self._open: set[Request] = set()
         self._busy = 0  # lanes that have a part
         self._is_begun = False
@@ -160,7 +160,7 @@ class Lanes:
                     part = self._refused.pop(0) if self._refused else self._new_part()
                     if part is not None:
                         self._busy += 1
-                        self._flow.connections = max(self._flow.connections, self._busy)
+                        self.flow.connections = max(self.flow.connections, self._busy)
                         return part
                 self._room.wait()
         return None
@@ -169,11 +169,11 @@ class Lanes:
         """The next part of the course; None while there is no room for it, and at the end."""
         service, most = self._service, self._backlog.max_bytes
         share = max(1, most // (2 * self._connections()))
-        nbytes = min(service.pace.request_bytes(self._round_trip_s, share, self._flow.requests), service.request_bytes)
+        nbytes = min(service.pace.request_bytes(self._round_trip_s, share, self.flow.requests), service.request_bytes)
         left = self._course.left_bytes(self._next)
         if left is not None:  # the last ones are small, so that no connection is busy for long when the others have done
-            nbytes = min(nbytes, max(left // (2 * self._connections()), LEAST_BYTES))
-        if self._record_bytes == FIRST_RECORD_BYTES:
+            nbytes = min(nbytes, max(left // (2 * self._connections()), pace.LEAST_BYTES))
+        if self._record_bytes == pace.FIRST_RECORD_BYTES:
             nbytes = 1  # one training batch, with which the loop can begin
         ahead = self._backlog.nbytes + sum(part.room for part in self._parts)
         if self._parts and ahead + nbytes > most:
@@ -219,7 +219,7 @@ class Lanes:
         ask, done = request.ask, 0
         with self._room:
             self._open.add(request)
-            self._flow.requests += 1
+            self.flow.requests += 1
             if self._closed.is_set():
                 request.line.abort()
         request.send(self._service)
@@ -233,7 +233,7 @@ class Lanes:
                 done += 1
                 with self._arrived:
                     part.batches.append(batch)
-                    self._flow.nbytes += batch.nbytes
+                    self.flow.nbytes += batch.nbytes
                     if part is self._parts[0]:
                         self._arrived.notify()
                 del batch
@@ -247,9 +247,9 @@ class Lanes:
         with self._room:
             is_overloaded = isinstance(error, ServiceError) and (error.code == "overloaded" or error.status == 429)
             if ask is None or not is_overloaded or self._busy == 1:
-                self._flow.faults += 1
+                self.flow.faults += 1
                 return False
-            self._flow.refused += 1
+            self.flow.refused += 1
             self._service.pace.refused(self._busy - 1)
             insort(self._refused, part, key=lambda each: -1 if each.ask is None else each.ask.first)
             return True

@@ -15,7 +15,7 @@ MAX_CONNECTIONS = 8
 ROUND_TRIP_PER_CONNECTION_S = 0.002
 """The kernel's usual buffers let some 2.5 MB a round trip through one connection: 10 Gbit/s if that takes 2 ms."""
 LEAST_BYTES = 512 * 1024
-_UNKNOWN_BYTES = tuple(n * 1024**2 for n in (1, 2, 3, 4))
+UNKNOWN_BYTES = tuple(n * 1024**2 for n in (1, 2, 3, 4))
 """Of requests, in turn, as long as nobody knows how fast a connection is: new ones that begin together shall not all wait for
 their next request at the same time."""
 _LEAST_S = 0.02
@@ -67,7 +67,7 @@ class Pace:
     def request_bytes(self, round_trip_s: float | None, share_bytes: int, number: int) -> int:
         """How large a stream's request of this number is. share_bytes: of what may be fetched ahead, one request's share."""
         takes_s = max(_ROUND_TRIPS * (round_trip_s or 0.0), _LEAST_S)
-        unknown = _UNKNOWN_BYTES[number % len(_UNKNOWN_BYTES)]
+        unknown = UNKNOWN_BYTES[number % len(UNKNOWN_BYTES)]
         wanted = max(self._bytes_per_s * takes_s, LEAST_BYTES) if self._bytes_per_s else unknown
         return int(min(wanted, share_bytes, REQUEST_BYTES))
 

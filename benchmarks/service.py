@@ -36,14 +36,15 @@ def serving(
     command = [sys.executable, "-m", "cpstream_service", "serve", "--source-path", str(source), "--snapshot-dir", str(snapshot_dir)]
     started = time.perf_counter()
     with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, env=env, cgroup=cgroup) as process:
-
-        def url() -> str | None:
-            found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
-            return found and found[1]
-
-        found = wait_for(url, process, log)
+        found = wait_for(lambda: listening_at(log), process, log)
         wait_for(lambda: _ready(found), process, log)
         yield Service(found, process.pid, time.perf_counter() - started)
+
+
+def listening_at(log: Path) -> str | None:
+    """The URL that a service has written into its log."""
+    found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
+    return found and found[1]
 
 
 def _ready(url: str) -> bool | None:

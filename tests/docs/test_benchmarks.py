@@ -20,7 +20,7 @@ RATIOS = (
     "flight",
     "local-dataset",
 )
-OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory")
+OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory", "lines", "first-batch")
 
 
 def run(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
@@ -44,6 +44,7 @@ def test_list_names_every_measurement(tmp_path: Path) -> None:
         "grain",
         "ray-data",
         "gpu-copies",
+        "fast-line",
         "gpu-cache",
         "start",
         "scaling",

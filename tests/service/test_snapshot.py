@@ -1,9 +1,11 @@
+import errno
 import fcntl
 import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,7 @@ from cpstream_service.snapshot.store import (
     open_snapshot,
     write_snapshot,
 )
+from cpstream_service.snapshot.synced import synced, written_back
 from cpstream_service.sources.cps_table import read_cps_table
 from cpstream_service.sources.npy import read_npy
 
@@ -246,3 +249,21 @@ def test_no_damage_is_more_than_invalid(tmp_path: Path, splits: list[AlignedSpli
         file.write_bytes(files[file])
     assert found > 200
     assert open_snapshot(path).fingerprint == fingerprint
+
+
+def test_a_disk_that_fails_while_a_file_grows_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the kernel tells whoever syncs early, it does not tell again."""
+    told = Event()
+
+    def failing(descriptor: int) -> None:
+        told.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write() -> None:
+        with synced(tmp_path / "file") as file, written_back(file):
+            file.write(b"1")
+            assert told.wait(60)
+
+    monkeypatch.setattr(os, "fdatasync", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        write()

@@ -5,6 +5,7 @@ value. Rows are judged after that.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from operator import itemgetter
@@ -80,6 +81,8 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
     """Align one split. Never raises: what cannot be used is in the report."""
     rule = rule.with_bare_keys() if source.bare_keys else rule
     drops = Drops()
+    judged = ThreadPoolExecutor(1, thread_name_prefix="judge-rows")
+    verdicts = judged.submit(judge_rows, source.embeddings)
     embeddings = _Keys(source.file_paths, (problem.file_path for problem in source.problems))
     cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
     for problem in source.problems:
@@ -87,7 +90,8 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
     for problem in table.problems:
         drops.add_problem(problem, "cps")
 
-    finite, zero = judge_rows(source.embeddings)
+    with judged:
+        finite, zero = verdicts.result()
     vectors = source.embeddings
     row_of = embeddings.resolve(finite, drops, "embedding", lambda a, b: vectors[a].tobytes() == vectors[b].tobytes())
     for i in np.flatnonzero(~finite).tolist():

@@ -1,6 +1,8 @@
 """Read the source and the CPS tables that the settings name, and align every split."""
 
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,31 +17,61 @@ from ..sources.tables import TablePaths, rates_of, read_table, source_columns
 from .align import AlignedSplit, align, find_leaks
 from .match import MatchRule, normalise_paths
 
+_MAX_TABLES_BESIDE = 8
+"""Tables that are read ahead where no splits are asked for: some may be of none."""
+
 
 def align_all(settings: DataSettings, *, progress: bool = False) -> list[AlignedSplit]:
     """Every split of the settings, aligned, with leaks between them reported.
 
     Raises DataError when something cannot be read; never for what alignment drops: see verdict.py.
     """
-    of_source, tables = settings.cps_from == "source", TablePaths.of(settings)
-    if not of_source:
+    tables = TablePaths.of(settings)
+    if settings.cps_from != "source":
         _find_tables(settings, tables)
-    source = read_source(settings, columns=source_columns(settings), progress=progress)
+    with _tables_beside(settings, tables) as table_at:
+        source = read_source(settings, columns=source_columns(settings), progress=progress)
+        aligned = _aligned(settings, tables, source, table_at, progress)
+    leaks = find_leaks(aligned)
+    return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
+
+
+@contextmanager
+def _tables_beside(settings: DataSettings, tables: TablePaths) -> Iterator[Callable[[Path], CpsTable]]:
+    """The tables by their paths, read by a thread while the source is. What is wrong with one is raised when it is asked for."""
+    if settings.cps_from == "source":
+        paths = []
+    elif tables.one_for_all:
+        paths = [Path(tables.template)]
+    else:
+        paths = list(map(tables.of_split, settings.splits)) or list(tables.there().values())[:_MAX_TABLES_BESIDE]
+    thread = ThreadPoolExecutor(1, thread_name_prefix="cps-tables")
+    found = {path: thread.submit(read_table, path, settings) for path in paths}
+    try:
+        yield lambda path: found.pop(path).result() if path in found else read_table(path, settings)
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+def _aligned(
+    settings: DataSettings, tables: TablePaths, source: dict[str, SourceSplit], table_at: Callable[[Path], CpsTable], progress: bool
+) -> list[AlignedSplit]:
+    """Each split with its rates. Empties `source`."""
     rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
+    of_source = settings.cps_from == "source"
     if of_source or not tables.one_for_all:
         aligned = []
         for name in list(source):
-            table = rates_of(source[name], settings) if of_source else read_table(tables.of_split(name), settings)
+            table = rates_of(source[name], settings) if of_source else table_at(tables.of_split(name))
             aligned.append(align(source.pop(name), table, rule))
-    else:
-        table = read_table(Path(tables.template), settings)
-        aligned = _by_one_table(source, table, rule)
-        if settings.splits and any(map(_loses_cps_rows, aligned)):
-            of_others = _paths_of_other_splits(settings, rule)
-            if of_others:
-                aligned = _by_one_table(read_source(settings, progress=progress), table, rule, of_others)
-    leaks = find_leaks(aligned)
-    return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
+        return aligned
+    table = table_at(Path(tables.template))
+    aligned = _by_one_table(source, table, rule)
+    if settings.splits and any(map(_loses_cps_rows, aligned)):
+        of_others = _paths_of_other_splits(settings, rule)
+        if of_others:
+            return _by_one_table(read_source(settings, progress=progress), table, rule, of_others)
+    return aligned
 
 
 def _find_tables(settings: DataSettings, tables: TablePaths) -> None:

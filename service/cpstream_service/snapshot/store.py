@@ -19,7 +19,6 @@ import secrets
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
@@ -39,6 +38,7 @@ from ..errors import InvalidParameter, shown
 from ..sources.rows import rows_per_chunk
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
 from .huge_pages import huge_page_writer
+from .synced import sync_folder, synced, written_back
 
 FORMAT = 1
 EMBEDDINGS, CPS, FILE_PATHS, MANIFEST = "embeddings.npy", "cps.npy", "file_paths.arrow", "manifest.json"
@@ -214,21 +214,21 @@ def write_snapshot(
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "splits": entries,
     }
-    with _synced(temporary / MANIFEST) as file:
+    with synced(temporary / MANIFEST) as file:
         file.write(json.dumps({"blake3": _hash_of(body), "snapshot": body}, indent=1).encode())
-    _sync_folder(temporary)
+    sync_folder(temporary)
     target = snapshot_dir / key
     if target.exists():  # an invalid one; who has it mapped keeps it
         target.rename(snapshot_dir / f".writing-{key}-old-{secrets.token_hex(4)}")
     temporary.rename(target)
-    _sync_folder(snapshot_dir)
+    sync_folder(snapshot_dir)
     return target
 
 
 def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     """Write one split's files. Returns its fingerprint."""
     count, dimension = len(split), split.dimension
-    with _synced(folder / EMBEDDINGS) as synced, huge_page_writer(synced) as out:
+    with synced(folder / EMBEDDINGS) as file, written_back(file), huge_page_writer(file) as out:
         header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
         np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
 
@@ -243,16 +243,16 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
             bar.close()
 
         fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths, split.labels)
-    with _synced(folder / CPS) as file:
+    with synced(folder / CPS) as file:
         np.save(file, split.cps.astype("<f4", copy=False))
     for name, values in split.labels.items():
-        with _synced(folder / label_file(name)) as file:
+        with synced(folder / label_file(name)) as file:
             np.save(file, values.astype("<f4", copy=False))
-    with _synced(folder / FILE_PATHS) as file:
+    with synced(folder / FILE_PATHS) as file:
         batch = pa.record_batch([split.arrow_paths], names=["file_path"])
         with pa.ipc.new_file(file, batch.schema) as writer:
             writer.write_batch(batch)
-    _sync_folder(folder)
+    sync_folder(folder)
     return fingerprint
 
 
@@ -278,23 +278,6 @@ def _info(split: AlignedSplit, fingerprint: str, source: str) -> SplitInfo:
         num_dropped=report.num_dropped,
         dropped=dropped,
     )
-
-
-@contextmanager
-def _synced(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that is on the disk when the block ends."""
-    with path.open("xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _folder_of(split: str) -> str:

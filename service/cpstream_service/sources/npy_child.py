@@ -16,7 +16,7 @@ from .rows import SourceSplit
 
 _PR_SET_PDEATHSIG = 1
 _MB = 1 << 20
-_MAX_ERROR = 2000
+_MAX_ERROR = 1500
 """Characters: names and shapes are as long as a file makes them."""
 
 

@@ -31,7 +31,8 @@ class _Record:
 class Chosen:
     """What `put` names, `get` brings, in that order. For one thread; `close` ends its own.
 
-    fetch: fetches the record batches of a course ahead. gather: the samples at these indices, from the cache. check: that the
+    fetch: fetches the record batches of a course ahead. gather: the samples at these indices, from the cache, into which so
+    many of them have just been put. check: that the
     service holds the same data still, before what the cache holds is delivered.
     """
 
@@ -40,7 +41,7 @@ class Chosen:
         course: ChosenCourse,
         fetch: Callable[[ChosenCourse], Generator[Batch, None, None]],
         cache: SplitCache | None,
-        gather: Callable[[Indices], Batch],
+        gather: Callable[[Indices, int], Batch],
         check: Callable[[], None],
     ) -> None:
         self._course, self._fetch = course, fetch
@@ -72,7 +73,7 @@ class Chosen:
         if not self._is_checked:
             self._check()
             self._is_checked = True
-        return self._gather(record.indices), record.sizes
+        return self._gather(record.indices, len(record.asked)), record.sizes
 
     def finish(self) -> None:
         """After the last batch: read the reply to its end, so that its connection can serve the next epoch."""

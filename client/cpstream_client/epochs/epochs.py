@@ -1,6 +1,6 @@
 """Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,12 +16,14 @@ from ..stream.backlog import Backlog
 from ..stream.chosen import ChosenCourse
 from ..stream.course import Asking, Course, trim
 from ..stream.fetch import EpochFetcher
+from ..stream.lanes import Flow
 from ..stream.messages import Memory
 from ..stream.reader import Batch
 from .cache import IDLE_BUFFERS, SplitCache
 from .chosen import Chosen
 from .prefetch import prefetch
 from .rest import Rest, others_than
+from .tally import Tally, clock
 
 _WINDOW_BYTES = 1024**2
 """Of what is gathered at once: several training batches, since each gather costs some microseconds, but no more than a processor's
@@ -45,10 +47,12 @@ class Epochs:
         allocate: Callable[[int], Bytes] = allocate_aligned,
         max_connections: int | None = None,
         order: Callable[[Plan], Indices] = Plan.order,
+        tally: Tally | None = None,
     ) -> None:
         self._client, self._info, self._prefetch_bytes, self._cache = client, info, prefetch_bytes, cache
         self._memory = Memory(BufferPool(IDLE_BUFFERS, allocate))
-        self._max_connections, self._order = max_connections, order
+        self._max_connections, self._order, self._tally = max_connections, order, tally or Tally()
+        self._read = [0.0, 0.0]  # by the tally, of the memory's times
         self._file_paths: list[str] = []
         self._labels: dict[str, Any] = {}
 
@@ -80,8 +84,9 @@ class Epochs:
         def fetch(course: ChosenCourse) -> Generator[Batch, None, None]:
             return self._ahead(course, turn, Backlog(self._prefetch_bytes), cache)
 
-        def gather(indices: Indices) -> Batch:
+        def gather(indices: Indices, fetched: int) -> Batch:
             assert cache is not None  # noqa: S101 - which holds these
+            self._tally.missed(0, kept=fetched)
             return self._gathered(cache, indices, query)
 
         return Chosen(course, fetch, cache, gather, partial(self._client.check_while_there, self._info))
@@ -99,9 +104,29 @@ class Epochs:
         """The record batches of a course, fetched ahead of the loop."""
         workers = self._info.workers or 1
         fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections, workers)
-        # Kept in the fetching thread, while the loop computes.
-        items: Iterable[Batch] = fetcher if cache is None else _kept(fetcher, cache)
-        return prefetch(items, backlog, fetcher.abort)
+        ahead = prefetch(self._kept(fetcher, cache), backlog, fetcher.abort, self._tally.met)
+        try:
+            for batch in ahead:
+                self._tally.missed(batch.num_rows)
+                yield batch
+                del batch
+        finally:
+            ahead.close()
+
+    def _kept(self, fetcher: EpochFetcher, cache: SplitCache | None) -> Iterator[Batch]:
+        """For the fetching thread, while the loop computes."""
+        seen = Flow()
+        try:
+            for batch in fetcher:
+                if cache is not None:
+                    then = clock()
+                    cache.put(batch)
+                    self._tally.put(clock() - then)
+                self._tally.flowed(fetcher.flow, seen, self._memory, self._read)
+                yield batch
+                del batch
+        finally:
+            self._tally.flowed(fetcher.flow, seen, self._memory, self._read)
 
     def _windows(self, query: BatchQuery) -> list[Indices]:
         """The indices of the query's batches, in order, some whole batches in one; one that is empty stands alone."""
@@ -120,10 +145,12 @@ class Epochs:
         others = others_than(windows, cache, query.rank, query.world_size)
         rest = Rest(self._info, cache, windows, others)
         backlog = Backlog(self._prefetch_bytes)
-        fetcher = EpochFetcher(self._client.service, rest, self._memory, turn, backlog, self._max_connections)
-        ahead = prefetch(self._kept_windows(rest, fetcher, cache), backlog, fetcher.abort)
+        workers = self._info.workers or 1
+        fetcher = EpochFetcher(self._client.service, rest, self._memory, turn, backlog, self._max_connections, workers)
+        ahead = prefetch(self._kept_windows(rest, fetcher, cache), backlog, fetcher.abort, self._tally.met)
         try:
             for window in ahead:
+                self._tally.missed(window.fetched, kept=window.fetched)
                 yield window.indices
         finally:
             ahead.close()
@@ -131,22 +158,21 @@ class Epochs:
     def _kept_windows(self, rest: Rest, fetcher: EpochFetcher, cache: SplitCache) -> Iterator["_Window"]:
         row_bytes = self._info.embedding_dim * np.dtype(cache.dtype).itemsize
         took = at = 0
-        batches = iter(fetcher)
+        batches = self._kept(fetcher, cache)
         while True:
             ready = rest.ready(took)
-            for window in rest.windows[at:ready]:
-                yield _Window(window, len(window) * row_bytes)
+            for number in range(at, ready):
+                yield _Window(rest.windows[number], len(rest.windows[number]) * row_bytes, rest.needed(number))
             at = ready
-            batch = next(batches, None)
-            if batch is None:
+            if next(batches, None) is None:
                 return
-            cache.put(batch)
-            del batch
             took += 1
 
     def _gathered(self, cache: SplitCache, window: Indices, query: BatchQuery) -> Batch:
         indices = window.copy() if "index" in query.columns else window  # the loop may keep or change its index column
+        then = clock()
         batch = cache.gather(indices)
+        self._tally.gathered(clock() - then, len(indices))
         if "file_path" in query.columns:
             batch = replace(batch, file_paths=self._paths(batch.index))
         names = [name for name in query.columns if name not in COLUMNS]
@@ -168,16 +194,10 @@ class Epochs:
         return [self._file_paths[i] for i in np.asarray(index)]
 
 
-def _kept(batches: Iterable[Batch], cache: SplitCache) -> Iterator[Batch]:
-    for batch in batches:
-        cache.put(batch)
-        yield batch
-        del batch
-
-
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Indices whose samples the cache holds by now. nbytes: of those."""
+    """Indices whose samples the cache holds by now. nbytes: of those; fetched: how many of them the service has sent for it."""
 
     indices: Indices
     nbytes: int
+    fetched: int

@@ -20,8 +20,11 @@ class _Sized(Protocol):
 T = TypeVar("T", bound=_Sized)
 
 
-def prefetch(items: Iterable[T], backlog: Backlog, abort: Callable[[], None]) -> Generator[T, None, None]:
+def prefetch(
+    items: Iterable[T], backlog: Backlog, abort: Callable[[], None], met: Callable[[int, int], None]
+) -> Generator[T, None, None]:
     """The same items in the same order. At least one is fetched ahead, however large. backlog: says how much waits here.
+    met: told how many items, and bytes, lay ready when the consumer asked for one.
 
     Any error in the thread is raised here, where the consumer is, after the items before it. Closing the generator (leaving the
     loop, an exception, the end of the interpreter) calls `abort`, which must make the iterator return soon, and waits for the
@@ -32,7 +35,7 @@ def prefetch(items: Iterable[T], backlog: Backlog, abort: Callable[[], None]) ->
     thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
     thread.start()
     try:
-        yield from queue.drain(thread.is_alive)
+        yield from queue.drain(thread.is_alive, met)
     finally:
         queue.close()
         abort()
@@ -76,10 +79,12 @@ class _Queue(Generic[T]):
                 self._changed.notify_all()
             del item  # or this thread would keep its buffer from being used again
 
-    def drain(self, is_filled: Callable[[], bool]) -> Iterator[T]:
+    def drain(self, is_filled: Callable[[], bool], met: Callable[[int, int], None]) -> Iterator[T]:
         """The consumer. is_filled: whether the thread lives; a forked process has the queue, but not the thread."""
         while True:
             with self._changed:
+                if self._items or not self._ended:
+                    met(len(self._items), self._backlog.nbytes)
                 while not (self._items or self._ended):
                     if not self._changed.wait(_CHECK_EVERY_S) and not is_filled() and not self._ended:
                         raise CpstreamError(

@@ -35,6 +35,7 @@ class Rest:
         self._looking = threading.Lock()
         self._takes: list[tuple[Indices, int]] = []  # of each batch, and the number of the window that wants it
         self._window = self._other = 0
+        self._needed: list[int] = []
 
     def more(self, first: int) -> bool:
         with self._looking:
@@ -84,8 +85,13 @@ class Rest:
         """How many of the windows are complete once so many batches have been kept."""
         return self._takes[kept][1] if self.more(kept) else len(self.windows)
 
+    def needed(self, window: int) -> int:
+        """How many samples of a window that is complete were missing."""
+        return self._needed[window]
+
     def _look_at(self, window: Indices) -> None:
         needed = np.unique(self._cache.missing(window))
+        self._needed.append(len(needed))
         wanted = np.concatenate([needed, self._some_others(len(window) - len(needed))])
         self._takes += [(wanted[low : low + self._most], self._window) for low in range(0, len(wanted), self._most)]
 

@@ -8,6 +8,8 @@ Python's steps a megabyte that counts. Nothing is parsed before its checksum has
 
 import math
 import struct
+import threading
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +61,19 @@ class Layout:
     has_strings: bool
 
 
+class Times:
+    """Seconds that streams spent in receiving bytes, and in checksums. Safe between threads."""
+
+    def __init__(self) -> None:
+        self.fetch_s = self.verify_s = 0.0
+        self._adding = threading.Lock()
+
+    def add(self, fetch_s: float, verify_s: float) -> None:
+        with self._adding:
+            self.fetch_s += fetch_s
+            self.verify_s += verify_s
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """What streams leave to those after them, from epoch to epoch: buffers, and layouts by what was asked for and how many rows.
@@ -68,6 +83,7 @@ class Memory:
 
     pool: BufferPool
     layouts: dict[tuple[object, int], Layout] = field(default_factory=dict)
+    times: Times = field(default_factory=Times)
 
 
 class Messages:
@@ -78,7 +94,7 @@ class Messages:
 
     def __init__(self, reply: Reply, memory: Memory, url: str, kind: object) -> None:
         self._reply, self._url, self._kind = reply, url, kind
-        self._pool, self._known = memory.pool, memory.layouts
+        self._pool, self._known, self._times = memory.pool, memory.layouts, memory.times
         self.left = reply.length  # None: a proxy has taken the length away, and the reply ends where it ends
         self.schema: pa.Schema = None  # the caller sets it before the first record batch
 
@@ -144,9 +160,15 @@ class Messages:
         whole = message.data
         checked = len(whole) - CHECKSUM_BYTES
         piece = -(-len(whole) // max(1, round(len(whole) / _PIECE_BYTES)))  # equal ones, or a small rest would cost a wake-up
+        fetch_s = verify_s = 0.0
+        then = time.perf_counter()
         for low in range(0, len(whole), piece or 1):
             self._reply.fill(whole[low : low + piece])
+            filled = time.perf_counter()
             checksum = crc32c(whole[low : min(low + piece, max(low, checked))], checksum)  # while it is in the processor's cache
+            checked_at = time.perf_counter()
+            fetch_s, verify_s, then = fetch_s + filled - then, verify_s + checked_at - filled, checked_at
+        self._times.add(fetch_s, verify_s)
         if len(whole):
             sent = int.from_bytes(whole[max(0, checked) :], "little")
             if checked < 0 or checksum != sent:

@@ -17,6 +17,7 @@ from ..contract.wire import Dtype
 from ..epochs.budget import BUDGET, Verdict
 from ..epochs.cache import MemoryCache, SplitCache, cache_bytes
 from ..epochs.file_cache import FileCache
+from ..epochs.tally import Tally
 from .device import DeviceCache
 
 Cache = str | os.PathLike[str] | None
@@ -93,6 +94,19 @@ def _keep(
         return Kept("memory", verdict.why, MemoryCache(info, dtype, allocate), verdict)
     except MemoryError:  # a limit of the process that nothing else tells of, such as ulimit -v
         return Kept("none", f"the system refuses {cache_bytes(info, dtype) / 1e6:,.0f} MB")
+
+
+def stats_of(tally: Tally, kept: Kept | None) -> dict[str, Any]:
+    """The figures of a dataset, with what it keeps, and why."""
+    figures = tally.figures()
+    verdict = kept.verdict if kept is not None else None
+    figures["cache"] |= {
+        "kind": kept.kind if kept is not None else None,
+        "why": kept.why if kept is not None else "nothing has been asked for yet",
+        "bytes": verdict.nbytes if verdict is not None and verdict.granted else 0,
+        "budget_bytes": verdict.budget_bytes if verdict is not None else None,
+    }
+    return figures
 
 
 def refuse_in_workers(cache: Any) -> None:

@@ -38,7 +38,7 @@ class Loader(DataLoader[Item]):
         run = begin(counted_by_loader=True, advances=self.advance)
         batches = self._batches()
         on_device = to_device(batches, self.device) if self.device is not None else batches
-        for batch in cast("Iterator[Item]", on_device):
+        for batch in self.dataset.tally.timed(cast("Iterator[Item]", on_device)):
             run.delivered += 1
             yield batch
 
@@ -50,6 +50,10 @@ class Loader(DataLoader[Item]):
         # Drawn by torch's iterator for its workers, too: what the loop draws afterwards stays the same.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         return self.dataset.batches()
+
+    def stats(self, *, reset: bool = False) -> dict[str, Any]:
+        """As StreamingEmbeddingsDataset.stats, right where workers, or a copy to a device, are in between, too."""
+        return self.dataset.stats(reset=reset)
 
     @property
     def steps_left(self) -> int:

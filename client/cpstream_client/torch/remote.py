@@ -7,14 +7,15 @@ from typing import Any, Unpack
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import DTYPES, Dtype
+from ..epochs.tally import Tally, clock
 from ..transport.options import ClientOptions
-from .keeping import Cache, Kept, check_cache, keep
+from .keeping import Cache, Kept, check_cache, keep, stats_of
 
 
 class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -48,8 +49,10 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         self._filenames: list[str] | None = None
         self._whole: tuple[Tensor, Tensor] | None = None
         self.cache, self.device = cache, device
+        self.tally = Tally()
         self._kept: Kept | None = None
         self._kept_in = 0  # the process
+        self._worker: int | None = None  # whose process this is
         self._unchecked = 0  # samples from the cache since the service last said that its data is the same
 
     @property
@@ -99,30 +102,56 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         return np.where(wanted < 0, wanted + n, wanted) if low < 0 else wanted
 
     def _take(self, indices: Indices) -> tuple[Tensor, Tensor]:
+        then = clock()
+        taken = self._taken(indices)
+        if self._worker is None:  # else the loop does not wait for it
+            self.tally.waited(clock() - then)
+        return taken
+
+    def _taken(self, indices: Indices) -> tuple[Tensor, Tensor]:
         if self._whole is not None:
             chosen = torch.from_numpy(indices)
             return self._whole[0][chosen], self._whole[1][chosen]
         cache = self._opened().cache
         if cache is None:
             batch = self._client.take(self.split, indices, dtype=self.dtype, columns=("embedding", "cps"), info=self.info)
+            self._asked(batch.num_rows, batch.nbytes)
             return torch.from_numpy(batch.embeddings), torch.from_numpy(batch.cps)
         missing = cache.missing(indices)
         if len(missing):
-            cache.put(self._client.take(self.split, missing, dtype=self.dtype, info=self.info))
+            batch = self._client.take(self.split, missing, dtype=self.dtype, info=self.info)
+            cache.put(batch)
+            self._asked(batch.num_rows, batch.nbytes)
             self._unchecked = 0
         elif self._unchecked >= self.info.num_samples:  # an epoch of them
             self._client.check_while_there(self.info)
             self._unchecked = 0
         self._unchecked += len(indices)
         batch = cache.gather(indices)
+        self.tally.gathered(0, len(indices) - len(missing))
         return torch.as_tensor(batch.embeddings), torch.as_tensor(batch.cps)
+
+    def _asked(self, rows: int, nbytes: int) -> None:
+        self.tally.missed(rows)
+        self.tally.took(nbytes)
 
     def _opened(self) -> Kept:
         """That of this process: a worker that was forked has its parent's, and opens its own."""
         if self._kept is None or self._kept_in != os.getpid():
             self._kept = keep(self.cache, self.info, self.dtype, self.device)
             self._kept_in = os.getpid()
+            worker = get_worker_info()
+            self._worker = None if worker is None else worker.id
+            if worker is not None:
+                self.tally.in_worker(worker.id)
         return self._kept
+
+    def stats(self, *, reset: bool = False) -> dict[str, Any]:
+        """As StreamingEmbeddingsDataset.stats; a step is what is asked for at once. What workers wait for, the loop does not."""
+        figures = stats_of(self.tally, self._kept)
+        if reset:
+            self.tally.reset()
+        return figures
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": None}  # another process opens its own

@@ -100,7 +100,7 @@ class SampledLoader(Loader[Item]):
         elif self.device is not None:
             moved = to_device(items, self.device)
         convert = None if self.collate_fn is default_convert else self.collate_fn
-        for item in moved:
+        for item in self.dataset.tally.timed(moved):
             run.deliver()
             yield item if convert is None else convert(item)
             del item

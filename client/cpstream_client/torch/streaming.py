@@ -17,6 +17,7 @@ from ..contract.wire import BatchQuery, Column, Dtype
 from ..epochs.chosen import Chosen
 from ..epochs.epochs import Epochs
 from ..epochs.position import Position, Run
+from ..epochs.tally import Tally, clock
 from ..stream.backlog import PREFETCH_BYTES
 from ..transport.options import ClientOptions
 from .device import allocate_pinned
@@ -28,7 +29,7 @@ from .guard import (
     warn_of_repetition,
 )
 from .items import Item, StreamingOptions, Usual, cut
-from .keeping import Cache, Kept, check_cache, keep, order_of, refuse_in_workers
+from .keeping import Cache, Kept, check_cache, keep, order_of, refuse_in_workers, stats_of
 from .resumable import Resumable
 from .share import share_of
 
@@ -117,6 +118,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self.prefetch_bytes = prefetch_bytes
         self.cache, self.device, self.pin_memory = cache, device, pin_memory
         self._epochs: Epochs | None = None
+        self.tally = Tally()
         self._kept: Kept | None = None
         self._kept_in = 0  # the process
         self._info: SplitInfo | None = None
@@ -150,6 +152,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         if self.cache in ("memory", "device"):
             refuse_in_workers(self.cache)
         self._position.mark_read_by_worker()
+        self.tally.in_worker(worker)
         epoch, start, skipped = self.epoch, self._position.start, 0
         if self._worker_resume is not None:
             epoch, start, skipped = (self._worker_resume[name] for name in ("epoch", "start", "worker_batches"))
@@ -170,8 +173,14 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[Item]:
         records = self._opened().records(query, turn=query.rank + turn)
+        # A Loader that counts takes the time itself: what a worker, or a copy to a device, waits for is not what the loop does.
+        tally = None if run.counted_by_loader or get_worker_info() is not None else self.tally
+        begun, asked = run.delivered, clock()
         try:
             for record in records:
+                if tally is not None:
+                    tally.waited(clock() - asked)
+                    begun = run.delivered + 1
                 self._position.pin(self.info.fingerprint)  # two workers may have met different replicas at the same moment
                 items = cut(record, self.columns, self._share.query.batch_size)
                 del record  # the loop shall hold the only references when it asks for more
@@ -181,7 +190,12 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
                     yield item
                     del item
                 del items  # zip keeps the last tuple that it made
+                if tally is not None:
+                    tally.at_once(run.delivered - begun)
+                begun, asked = run.delivered, clock()
         finally:
+            if tally is not None:
+                tally.at_once(run.delivered - begun)
             records.close()
 
     def _opened(self) -> Epochs:
@@ -194,7 +208,9 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
                 self.cache, self.info, query.dtype, self.device, embeddings="embedding" in query.columns, allocate=allocate
             )
             connections = None if get_worker_info() is None else 1  # workers are as many already
-            self._epochs = Epochs(self._client, self.info, self.prefetch_bytes, self._kept.cache, allocate, connections, order_of)
+            self._epochs = Epochs(
+                self._client, self.info, self.prefetch_bytes, self._kept.cache, allocate, connections, order_of, self.tally
+            )
         return self._epochs
 
     @property
@@ -222,6 +238,13 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
             return {**state, "_position": Position(*self._next(), self._position.fingerprint, self._position.announced)}
         self._check_caller(None)  # workers that are spawned do not see who iterates
         return state
+
+    def stats(self, *, reset: bool = False) -> dict[str, Any]:
+        """What the loop waited for since the dataset was made, as JSON has it: see docs/client.md. reset: begin anew from here."""
+        figures = stats_of(self.tally, self._kept)
+        if reset:
+            self.tally.reset()
+        return figures
 
     def __repr__(self) -> str:
         batch_size, shuffle = self._share.query.batch_size, self.shuffle

@@ -181,9 +181,9 @@ class ServeSettings:
     token_file: Path | None = None
     """File that holds the token and nothing else, instead of --token: a mounted secret."""
     max_streams: Annotated[int, Field(ge=1)] = 256
-    """Batch streams at once per worker process; one more is answered 503 overloaded."""
+    """Streams of batches and downloads at once per worker process; one more is answered 503 overloaded."""
     max_streams_per_client: Annotated[int, Field(ge=1)] = 192
-    """Batch streams of one client at once per worker process, by its address; one more is answered 429 too-many-streams."""
+    """Streams of one client at once per worker process, by its address; one more is answered 429 too-many-streams."""
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose X-Forwarded-For or PROXY protocol says who the client is; by default nobody's."""
     max_reply_bytes: Annotated[int, Field(ge=1)] = 2 * 1024**3

@@ -16,7 +16,7 @@ from cpstream_client import BatchQuery, Client, InvalidRequestError
 from cpstream_client.contract.wire import COLUMNS, Column, Dtype
 from cpstream_client.stream.course import Course
 from cpstream_client.stream.sizes import sizes_of
-from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset
+from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 from cpstream_client.transport.service import REQUEST_BYTES
 from cpstream_service.batches.frames import END_OF_STREAM
 from cpstream_service.batches.gather import Columns, schema_message
@@ -94,6 +94,16 @@ def test_every_dataset_gets_what_there_is(run_server: Callable[..., Server], tmp
     remote = RemoteEmbeddingsDataset(small.url, "train", cache=at)
     assert torch.equal(remote[order][0], embeddings[order])
     assert torch.equal(remote[:][0], remote.audio_data)
+    assert 'status="413"' not in httpx.get(f"{small.url}/metrics").text
+
+
+def test_a_sampler_gets_what_there_is(run_server: Callable[..., Server]) -> None:
+    small = run_server(max_reply_bytes=64 * 1024)
+    embeddings = torch.from_numpy(np.array(small.snapshot.splits["train"].embeddings))
+    order = torch.randint(1800, (5000,), generator=torch.Generator().manual_seed(1)).tolist()
+    train = StreamingEmbeddingsDataset(small.url, "train", batch_size=32, cache=None)
+    got = [batch for batch, _ in loader(train, sampler=order)]
+    assert torch.equal(torch.cat(got), embeddings[order])
     assert 'status="413"' not in httpx.get(f"{small.url}/metrics").text
 
 

@@ -35,11 +35,12 @@ def test_one_client_cannot_take_all_streams(run_server: Callable[..., Server], s
             poll(lambda: "cpstream_open_streams 2.0" in same.get("/metrics").text)
             refused = same.get(ONE_BATCH)
             assert problem_of(refused)["code"] == "too-many-streams"
-            assert "2 batch streams of 127.0.0.1 are open" in refused.json()["detail"]
+            assert "2 streams of 127.0.0.1 are open" in refused.json()["detail"]
             assert (refused.status_code, int(refused.headers["retry-after"])) == (429, 1)
             assert same.post("/v1/splits/train/take", json={"indices": [1]}).status_code == 429
+            assert same.get("/v1/splits/train/cps.npy").status_code == 429
             assert same.get("/v1/splits/train").status_code == 200
-            assert other.get(ONE_BATCH).status_code == 200
+            assert other.get(ONE_BATCH).status_code == other.get("/v1/splits/train/cps.npy").status_code == 200
         poll(lambda: same.get(ONE_BATCH).status_code == 200)
 
 

@@ -6,20 +6,24 @@ the URL. A subclass that mends this has 22 lines, three of Starlette's private n
 downloaded from it.
 """
 
+import asyncio
 import json
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from cpstream_client.contract import wire
 
+from ..batches.server import BatchServer
 from ..errors import RangeNotSatisfiable
 from ..snapshot.store import Snapshot, Split
 from .negotiation import caching
@@ -45,6 +49,7 @@ class Downloads:
     def __init__(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
         self._files: dict[tuple[str, str], File] = {}
+        self._lists = asyncio.Lock()
         self._descriptors: list[int] = []
         for split in snapshot.splits.values():
             for name in ("embeddings.npy", "cps.npy"):
@@ -56,11 +61,13 @@ class Downloads:
     async def get(self, split: Split, name: str) -> File:
         """One of embeddings.npy, cps.npy, file_paths.json, which is made at first use."""
         file = self._files.get((split.name, name))
-        if file is None:
-            body = await to_thread.run_sync(_json_list, split)
-            file = File(len(body), wire.JSON, partial(_slice, body))
-            self._files[split.name, name] = file
-        return file
+        if file is not None:
+            return file
+        async with self._lists:  # once, whoever asks meanwhile
+            if (split.name, name) not in self._files:
+                body = await to_thread.run_sync(_json_list, split)
+                self._files[split.name, name] = File(len(body), wire.JSON, partial(_slice, body))
+        return self._files[split.name, name]
 
     def close(self) -> None:
         while self._descriptors:
@@ -100,7 +107,7 @@ def byte_range(headers: Mapping[str, str], size: int, etag: str) -> range | None
     return range(start, stop)
 
 
-def file_reply(request: Request, file: File, *, filename: str, etag: str) -> StreamingResponse:
+def file_reply(request: Request, server: BatchServer, file: File, *, filename: str, etag: str) -> StreamingResponse:
     """The file, or the part of it that the request asks for: a Range has no meaning for HEAD, as RFC 9110 says."""
     part = byte_range(request.headers, file.size, etag) if request.method == "GET" else None
     whole = part is None
@@ -114,8 +121,20 @@ def file_reply(request: Request, file: File, *, filename: str, etag: str) -> Str
     }
     if not whole:
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
-    pieces = _pieces(file, part if request.method == "GET" else part[:0])
-    return StreamingResponse(pieces, 200 if whole else 206, headers, file.media_type)
+    pieces = _pieces(file, part if request.method == "GET" else part[:0], server, request.scope["state"]["client"])
+    return _Download(server, pieces, 200 if whole else 206, headers, file.media_type)
+
+
+class _Download(StreamingResponse):
+    """Counts as a stream, and takes turns with the others. Raises as BatchServer.stream, before anything is sent."""
+
+    def __init__(self, server: BatchServer, *reply: Any) -> None:
+        super().__init__(*reply)
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._server.stream(scope["state"]["client"]):
+            await super().__call__(scope, receive, send)
 
 
 def _attachment(filename: str) -> str:
@@ -126,6 +145,9 @@ def _attachment(filename: str) -> str:
     return f'attachment; filename="{plain}"{encoded}'
 
 
-async def _pieces(file: File, part: range) -> AsyncIterator[bytes]:
+async def _pieces(file: File, part: range, server: BatchServer, client: str) -> AsyncIterator[bytes]:
     for offset in range(part.start, part.stop, PIECE_BYTES):
-        yield await to_thread.run_sync(file.read, offset, min(PIECE_BYTES, part.stop - offset))
+        piece = await to_thread.run_sync(file.read, offset, min(PIECE_BYTES, part.stop - offset))
+        await server.turn(client)
+        yield piece
+        del piece  # sent, while the next one is read

@@ -166,11 +166,11 @@ class BatchServer:
 
     @contextmanager
     def stream(self, client: str) -> Iterator[None]:
-        """Within, one stream more is open, of this client's. Raises TooManyStreams, Overloaded."""
+        """Within, one stream more is open, of batches or of a file, of this client's. Raises TooManyStreams, Overloaded."""
         of_client = self._streams_of[client]
         if of_client >= self._settings.max_streams_per_client:
             raise TooManyStreams(
-                f"{of_client} batch streams of {client} are open, as many as one client may have (--max-streams-per-client); "
+                f"{of_client} streams of {client} are open, as many as one client may have (--max-streams-per-client); "
                 "close some, or ask again in a second"
             )
         if self.open_streams >= self._settings.max_streams:
@@ -184,6 +184,15 @@ class BatchServer:
             self._streams_of[client] -= 1
             if not self._streams_of[client]:
                 del self._streams_of[client]
+
+    async def turn(self, client: str) -> None:
+        """Returns when a chunk that was made elsewhere may be sent to this client."""
+        if not self._turns.take(client):
+            await self._turns.wait(client)
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._turns.give(client)
 
     async def gathered(
         self, chunks: Iterator[Bytes], left: int, in_loop: bool = True, client: str = ""

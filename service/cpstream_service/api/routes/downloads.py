@@ -24,7 +24,7 @@ async def _download(split: str, name: str, request: Request, service: CurrentSer
     reply = not_modified(request, etag)
     if reply is None:
         file = await service.downloads.get(served, name)
-        reply = file_reply(request, file, filename=f"{split}-{name}", etag=etag)
+        reply = file_reply(request, service.batch_server, file, filename=f"{split}-{name}", etag=etag)
     return reply
 
 
@@ -54,7 +54,7 @@ def _add_download(name: str, summary: str, description: str, media_type: str) ->
             200: {"description": "The whole file.", "content": {media_type: {}}, **named(*_OF_FILES)},
             206: part,
             304: CURRENT | named(*CACHED),
-            **problem_replies(*COMMON, ErrorCode.RANGE_NOT_SATISFIABLE),
+            **problem_replies(*COMMON, ErrorCode.RANGE_NOT_SATISFIABLE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.OVERLOADED),
         },
     )(download)
 

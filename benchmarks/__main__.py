@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from . import (
+    attacks,
     concurrency,
     gpu,
     idioms,
@@ -52,6 +53,7 @@ GROUPS = (
     startup,
     scaling,
     larger_than_memory,
+    attacks,
 )
 MEASUREMENTS: tuple[Measurement, ...] = tuple(measurement for group in GROUPS for measurement in group.MEASUREMENTS)
 RESULTS = ROOT / "benchmarks" / "results"

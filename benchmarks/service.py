@@ -28,12 +28,19 @@ class Service:
 
 @contextmanager
 def serving(
-    source: Path, snapshot_dir: Path, *arguments: str, cgroup: Path | None = None, env: Mapping[str, str] | None = None
+    source: Path,
+    snapshot_dir: Path,
+    *arguments: str,
+    cgroup: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    open_files: int | None = None,
 ) -> Iterator[Service]:
-    """Serve the source until the block ends. Its log lies beside the snapshots."""
+    """Serve the source until the block ends. Its log lies beside the snapshots. open_files: its limit of them."""
     snapshot_dir.mkdir(parents=True, exist_ok=True)
     log = snapshot_dir / "service.log"
     command = [sys.executable, "-m", "cpstream_service", "serve", "--source-path", str(source), "--snapshot-dir", str(snapshot_dir)]
+    if open_files is not None:
+        command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
     started = time.perf_counter()
     with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, env=env, cgroup=cgroup) as process:
         found = wait_for(lambda: listening_at(log), process, log)

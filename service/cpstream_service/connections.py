@@ -7,7 +7,9 @@ import asyncio
 import contextlib
 import errno
 import logging
+import math
 import resource
+import select
 import time
 from asyncio import Transport
 from collections.abc import Sequence
@@ -26,6 +28,7 @@ MAX_HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT_S = 60.0
 """For a connection's first request to come, for the rest of a head that has begun, and of a body whose request is answered."""
 _LOG_EVERY_S = 1.0
+_ACCEPTED_A_TICK, _LONG_TICK_S = 32, 0.001
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -122,18 +125,33 @@ def is_within(host: str, networks: Sequence[str]) -> bool:
 
 
 class EventLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop, which accepts one connection a tick and says once a second why it cannot.
+    """asyncio's own loop, which stops to accept where it cannot, and says once a second why.
 
     asyncio would try as often as the backlog is long. At the limit of open files each of these tries logs a traceback and begins a
-    series of tries of its own a second later: more and more of them, until nothing else is done.
+    series of tries of its own a second later: more and more of them, until nothing else is done. One connection is accepted a tick,
+    so that idle workers have a share of those that come at once; after a tick as long as those of a busy loop, 32.
     """
 
     _said_s = -_LOG_EVERY_S
+    _left_waiting_s = math.inf
 
     def _start_serving(  # type: ignore[no-untyped-def]
         self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, *timeouts
     ) -> None:
         super()._start_serving(protocol_factory, sock, sslcontext, server, 1, *timeouts)  # type: ignore[misc]
+
+    def _accept_connection(  # type: ignore[no-untyped-def]
+        self, protocol_factory, sock, sslcontext=None, server=None, backlog=1, *timeouts
+    ) -> None:
+        waiting = select.poll()
+        waiting.register(sock, select.POLLIN)
+        for _ in range(_ACCEPTED_A_TICK if self.time() - self._left_waiting_s > _LONG_TICK_S else 1):
+            super()._accept_connection(protocol_factory, sock, sslcontext, server, 1, *timeouts)  # type: ignore[misc]
+            may_go_on = sock.fileno() in self._selector.get_map()  # type: ignore[attr-defined]
+            if not may_go_on or not waiting.poll(0):
+                self._left_waiting_s = math.inf
+                return
+        self._left_waiting_s = self.time()
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -1,5 +1,6 @@
 """What connections may cost that ask for nothing, or do not end asking: measured from outside, at a real `cpstream serve`."""
 
+import asyncio
 import re
 import resource
 import socket
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import DEMO_DATA, poll
+from conftest import DEMO_DATA, bound, poll
 
 from cpstream_client import Client
 from cpstream_service import connections
@@ -138,3 +139,35 @@ def test_connections_that_do_not_ask_are_closed(tmp_path: Path) -> None:
             reply = b"".join(iter(lambda: sock.recv(1000), b""))  # until it is closed
             assert reply.startswith(b"HTTP/1.1 200 ")
             assert reply.endswith(b"}\n")
+
+
+@pytest.mark.parametrize("tick_s", [0, 0.002])
+def test_connections_wait_for_few_ticks_of_a_busy_loop(tick_s: float) -> None:
+    """Ticks of a loop that serves streams take milliseconds; one that has nothing to do leaves some to other workers."""
+    made = ticks = 0
+
+    class Clocked(connections.EventLoop):
+        def time(self) -> float:
+            return ticks * tick_s
+
+    class Counting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            nonlocal made
+            made += 1
+            transport.close()
+
+    async def main(sock: socket.socket) -> None:
+        nonlocal ticks
+        server = await asyncio.get_running_loop().create_server(Counting, sock=sock)
+        while made < 100:
+            ticks += 1
+            await asyncio.sleep(0)
+        server.close()
+
+    with bound() as sock, ExitStack() as stack:
+        sock.listen(128)
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(sock.getsockname()))
+        with asyncio.Runner(loop_factory=Clocked) as runner:
+            runner.run(main(sock))
+    assert ticks < 20 if tick_s else ticks >= 100

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from accelerate.data_loader import IterableDatasetShard, prepare_data_loader, skip_first_batches
 from conftest import Server
 from oracle import FORKING
@@ -151,3 +152,14 @@ def test_nothing_is_skipped_twice(server: Server, num_workers: int) -> None:
     with pytest.raises(CpstreamError, match=r"gone on to sample 640, and skip_first_batches would skip 10 batches more"):
         next(iter(skipping))
     assert indices(resumed) == expected(0)[10:]  # although the other one is still open
+
+
+def test_a_loader_with_a_sampler_is_left_as_it_is_and_its_sampler_not_passed_by(server: Server) -> None:
+    train = loader(dataset(server, shuffle=False), sampler=range(0, 1800, 2))
+    assert Accelerator(cpu=True).prepare(train) is train
+    assert [each for batch in indices(train) for each in batch] == list(range(0, 1800, 2))
+    train.set_epoch(1)
+    train.dataset.set_epoch(1)
+    for wrapped in (skip_first_batches(train, 3), prepare_data_loader(train, put_on_device=False)):
+        with pytest.raises(CpstreamError, match="of Accelerate would go through the dataset's own order, without range"):
+            next(iter(wrapped))

@@ -67,7 +67,7 @@ def refuse_replacing(who: object, chosen: tuple[int, int], epoch: int, *, shuffl
     )
 
 
-def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, start: int) -> None:
+def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, start: int, sampler: str) -> None:
     """What an Accelerate loader that is iterating over the dataset would lose or repeat."""
     accelerate: Any = sys.modules.get("accelerate")
     if accelerate is None:
@@ -79,6 +79,12 @@ def refuse_accelerate(dataset: object, world_size: int, *, announced: bool, star
         raise CpstreamError(
             f"Accelerate would dispatch the batches of rank 0 alone, and lose those of the others, of {world_size} in all: do not "
             f"prepare() a plain DataLoader, {REMEDY}"
+        )
+    if sampler:
+        raise CpstreamError(
+            f"{type(active).__name__} of Accelerate would go through the dataset's own order, without {sampler}: use the loader "
+            "that has the sampler as it is; its load_state_dict goes on in mid-epoch, and nothing is to be skipped (Hugging Face "
+            "Trainer: TrainingArguments(ignore_data_skip=True))"
         )
     if not getattr(active, "skip_batches", 0):
         return

@@ -31,6 +31,7 @@ class Resumable:
         self._worker_resume: Mapping[str, Any] | None = None
         self._warned = False
         self.taker_ahead = ""  # who takes batches of a Loader before the loop asks for them
+        self.has_sampler = ""  # that of a Loader made of it
         self.sampled_by = ""  # the sampler that chose the samples of the last iteration
         self._chosen = False  # by the caller, and not by a loader's own counting
 

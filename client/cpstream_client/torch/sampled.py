@@ -31,7 +31,7 @@ class SampledLoader(Loader[Item]):
         """Before anything else. ahead: batches drawn before they are needed."""
         self._draws, self._ahead = draws, ahead
         self._sampler_state = SamplerState(draws.sampler)
-        self._name = name_of(draws.sampler)
+        self._name = self.dataset.has_sampler = name_of(draws.sampler)
         self._run: Drawn | None = None
         self._resume: Mapping[str, Any] | None = None
         self._told = self._sampler_state.epoch  # what the sampler's own epoch was when we last looked

@@ -230,7 +230,9 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         run = self._run
         if self._prepared is not None or (run is not None and run.counted_by_loader and not run.delivered):
             return  # a Loader is about to iterate, whatever Accelerate has under way
-        refuse_accelerate(self, self._share.ranks()[1], announced=self._position.announced, start=self._next()[1])
+        refuse_accelerate(
+            self, self._share.ranks()[1], announced=self._position.announced, start=self._next()[1], sampler=self.has_sampler
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_kept": None}

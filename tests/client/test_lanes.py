@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import torch
 from conftest import Server, poll, serving
+from oracle import FORKING, assert_same, epoch_of, local
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from cpstream_client import BatchQuery, Client, DatasetChanged, Retry
 from cpstream_client.stream import course as course_module
@@ -20,12 +22,14 @@ from cpstream_client.stream.course import Course
 from cpstream_client.stream.fetch import EpochFetcher
 from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_client.torch import loader as make_loader
 from cpstream_client.transport import pace
 from cpstream_client.transport.pace import MAX_CONNECTIONS, Pace
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
+pytestmark = FORKING
 QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
 RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05)
 REQUEST_BYTES, RECORD_BYTES = 20_000, 5_000
@@ -234,6 +238,37 @@ def test_a_dataloader_worker_has_one_connection(
         assert app.most <= 2
         alone = StreamingEmbeddingsDataset(url, "train", batch_size=8, columns=("index",), max_connections=3)
         assert sum(len(index) for (index,) in alone) == 1800
+
+
+def test_later_epochs_and_any_order_come_over_several_connections_too(server: Server, long_path: list[Flow]) -> None:
+    """What a rank's cache lacks, and what a sampler draws: the requests are others, the way is the same."""
+    twin = local("train")
+    half = StreamingEmbeddingsDataset(client(server.url), "train", batch_size=8, shuffle=True, seed=3, rank=0, world_size=2)
+    for epoch in range(3):
+        half.set_epoch(epoch)
+        assert_same(half, epoch_of(twin, batch_size=8, seed=3, epoch=epoch, rank=0, world_size=2))
+    drawn = StreamingEmbeddingsDataset(client(server.url), "train", batch_size=8, cache=None, columns=("index",))
+    order = list(RandomSampler(range(1800), generator=torch.Generator().manual_seed(5)))  # type: ignore[arg-type]
+    sampler = RandomSampler(range(1800), generator=torch.Generator().manual_seed(5))  # type: ignore[arg-type]
+    assert [i for (index,) in make_loader(drawn, sampler=sampler) for i in index.tolist()] == order
+    assert len(long_path) >= 3
+
+
+def test_a_forked_copy_that_ends_leaves_the_parents_connections_alone(
+    server: Server, expected: list[int], long_path: list[Flow]
+) -> None:
+    batches = iter(fetcher(client(server.url), Backlog(30_000)))
+    got = indices(iter([next(batches)]))
+
+    def end() -> None:
+        batches.close()  # type: ignore[attr-defined]
+
+    child = multiprocessing.get_context("fork").Process(target=end)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    assert got + indices(batches) == expected
+    assert not long_path[0].faults
 
 
 def test_leaving_a_loop_ends_its_threads_and_connections(server: Server, long_path: list[Flow]) -> None:

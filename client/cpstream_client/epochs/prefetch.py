@@ -1,5 +1,6 @@
 """Runs an iterator in a background thread, ahead of its consumer, within a byte budget."""
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -34,13 +35,15 @@ def prefetch(
     # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
     thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
     thread.start()
+    owner = os.getpid()
     try:
         yield from queue.drain(thread.is_alive, met)
     finally:
-        queue.close()
-        abort()
-        if thread is not threading.current_thread():  # the garbage collector may run this anywhere
-            thread.join(_JOIN_TIMEOUT_S)
+        if os.getpid() == owner:  # a forked process has the parent's sockets, and locks that no thread of its own will release
+            queue.close()
+            abort()
+            if thread is not threading.current_thread():  # the garbage collector may run this anywhere
+                thread.join(_JOIN_TIMEOUT_S)
 
 
 class _Queue(Generic[T]):

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Iterator
 
 from ..errors import CpstreamError
+from ..transport.pace import FIRST_RECORD_BYTES
 from ..transport.retry import Patience
 from ..transport.service import Service
 from .backlog import Backlog
-from .course import Asking
+from .course import Ask, Asking
 from .lanes import Flow, Lanes
 from .messages import Memory
 from .reader import Batch
@@ -21,6 +22,10 @@ from .request import Request
 
 ASK_AHEAD_BATCHES = 4
 """The next request goes out when this many record batches of the last one are still to come."""
+_ASK_AHEAD_BYTES = 16 * 1024**2
+"""And on a long path so many bytes: while one connection brings them, the other becomes as fast."""
+_FIRST_BYTES = 8 * 1024**2
+"""Of a long path's first request, whose record batches are small."""
 _JOIN_TIMEOUT_S = 2.0
 
 
@@ -96,6 +101,15 @@ class EpochFetcher:
         round_trip_s = self._service.round_trip_s(self._endpoint)
         return min(self._service.pace.needed(round_trip_s, self._workers), self._max_connections) > 1
 
+    def _is_far(self) -> bool:
+        return self._service.pace.is_far(self._service.round_trip_s(self._endpoint))
+
+    def _ask_ahead(self, ask: Ask) -> int:
+        """How many record batches before its end the next request goes out."""
+        if not self._is_far():
+            return ASK_AHEAD_BATCHES
+        return max(ASK_AHEAD_BATCHES, min(ask.count // 2, _ASK_AHEAD_BYTES * ask.count // max(1, ask.nbytes)))
+
     def _by_lanes(self, done: int) -> Iterator[Batch]:
         lanes = self._lanes = Lanes(
             self._service, self._course, self._memory, self._turn, self._backlog, self._max_connections, self._workers, self.flow
@@ -116,9 +130,9 @@ class EpochFetcher:
             following: Request | None = None
             with request.reply() as reply:
                 is_wide = self._is_wide()
-                batches = ask.read(reply, request.endpoint, self._memory)
+                batches, ahead = ask.read(reply, request.endpoint, self._memory), self._ask_ahead(ask)
                 for left, batch in zip(range(ask.count, 0, -1), batches, strict=True):
-                    if following is None and left <= ASK_AHEAD_BATCHES and not is_wide:
+                    if following is None and left <= ahead and not is_wide:
                         following = self._send(ask.behind())
                         if following is not None:
                             following.hurry()
@@ -135,7 +149,10 @@ class EpochFetcher:
 
     def _send(self, first: int) -> Request | None:
         """Send the request for what can be asked for by now, from the training batch `first` on."""
-        ask = self._course.ask(first, self._service.request_bytes, 0)
+        nbytes, record_bytes = self._service.request_bytes, 0
+        if not self.flow.requests and self._is_far():
+            nbytes, record_bytes = min(nbytes, _FIRST_BYTES), FIRST_RECORD_BYTES
+        ask = self._course.ask(first, nbytes, record_bytes)
         if ask is None:
             return None
         request = Request(self._service.replicas.choose(self._turn), ask)

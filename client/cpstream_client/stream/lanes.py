@@ -5,6 +5,7 @@ for, so no lane ever waits for the loop with its stream open. A part that fails 
 verified on: what other lanes have brought, or are bringing, stays.
 """
 
+import os
 import threading
 import time
 from bisect import insort
@@ -80,6 +81,7 @@ class Lanes:
         self._is_begun = False
         self._closed = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._owner = os.getpid()
 
     def batches(self, first: int) -> Iterator[Batch]:
         """The record batches of the course from the training batch `first` on, in order. Raises as EpochFetcher."""
@@ -94,9 +96,10 @@ class Lanes:
                     yield batch
                     del batch
         finally:
-            self.abort()
-            for thread in self._threads:
-                thread.join(_JOIN_TIMEOUT_S)
+            if os.getpid() == self._owner:  # a forked process has the parent's sockets, and locks that nobody will release
+                self.abort()
+                for thread in self._threads:
+                    thread.join(_JOIN_TIMEOUT_S)
 
     def abort(self) -> None:
         self._closed.set()

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from random import Random
 from typing import IO
 
 from benchmarks.processes import end, environment
@@ -32,7 +31,7 @@ from .watch import GROWTH, Series, numbers, with_children
 
 ROOT = Path(__file__).parents[1]
 PLOT = ROOT / "docs" / "images" / "soak.png"
-SAMPLE_S, SAY_S, KILL_S = 5.0, 30.0, 45.0
+SAMPLE_S, SAY_S, KILL_S = 5.0, 30.0, 90.0
 WORKERS = 2
 FAULTS = tuple(kind for kind in KINDS if kind != "flip_request")
 """Every connection breaks here, and a refusal that comes twice in a row is believed: see "Refusals" in docs/guarantees.md."""
@@ -79,7 +78,6 @@ class Actors:
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     seconds = given.minutes * 60
-    random = Random(given.seed)
     series = {(name, kind): Series(name, kind) for name in ("service", "client") for kind in GROWTH}
     kills: list[float] = []
     with tempfile.TemporaryDirectory(prefix="cpstream-soak-") as temporary, ExitStack() as stack:
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         series[name, kind].values.append(value)
             if now - began < seconds - KILL_S and now - killed >= KILL_S:
                 killed = now
-                kill_worker(service.pid, random)
+                kill_worker(service.pid)
                 kills.append(now - began)
             if now - said >= SAY_S:
                 said = now
@@ -130,11 +128,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def kill_worker(supervisor: int, random: Random) -> None:
-    """One of those that have a thread more than multiprocessing's own helper."""
-    children = [pid for pid in with_children(supervisor)[1:] if "spawn_main" in _command(pid)]
-    if children:
-        os.kill(random.choice(children), signal.SIGKILL)
+def kill_worker(supervisor: int) -> None:
+    """The youngest worker, so that another one lives as long as the run."""
+    workers = [pid for pid in with_children(supervisor)[1:] if "spawn_main" in _command(pid)]
+    if len(workers) == WORKERS:
+        os.kill(max(workers), signal.SIGKILL)
 
 
 def _command(pid: int) -> str:

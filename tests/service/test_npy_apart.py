@@ -68,6 +68,7 @@ def test_the_splits_and_columns_asked_for(tmp_path: Path) -> None:
         (npy_of({"train": {}}), "split 'train' holds a value of type dict, not a list of rows; write it with np.save"),
         (npy_bytes(b"\x80\x04cos\nsystem\n."), "its pickle names os.system, which embeddings do not need, so it was not run"),
         (npy_bytes(b"\x80\x04N(K\x01tb."), "its pickle is damaged (state is not a dictionary)"),
+        (npy_bytes(b"\x80\x04NQ."), "its pickle is damaged (A load persistent id instruction was encountered, but no"),
     ],
 )
 def test_it_says_the_same(tmp_path: Path, data: bytes, said: str) -> None:

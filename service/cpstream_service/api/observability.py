@@ -19,18 +19,24 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
     multiprocess,
+    values,
 )
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract.wire import ARROW_STREAM, REQUEST_ID_HEADER
+from cpstream_client.files import allocate
 
 from .negotiation import target_of
 
+logger = logging.getLogger("cpstream.service")
 access_logger = logging.getLogger("cpstream.access")
 
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: set by serve.py when there are several workers, so that any of them answers for all."""
+
+_KINDS, _KIND_BYTES = ("counter", "histogram", "gauge_livesum", "gauge_max"), 256 * 1024
+"""Its files of each process, and room for a thousand numbers in each: labels are of a bounded set."""
 
 MAX_LOGGED_CHARS = 1000
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -43,6 +49,7 @@ class Metrics:
     """What /metrics shows, for one app. Routes are named by their template, so that no label grows with the requests."""
 
     def __init__(self) -> None:
+        _make_room()
         self.registry = CollectorRegistry()
         self.requests = Counter("cpstream_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry)
         self.duration_s = Histogram(
@@ -84,6 +91,27 @@ class Metrics:
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
         return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _make_room() -> None:
+    """Have the space of this worker's numbers on the disk: prometheus_client maps sparse files, whose writer a full disk kills.
+
+    Where there is none, this worker counts for itself.
+    """
+    directory = os.environ.get(MULTIPROCESS_DIR)
+    if directory is None:
+        return
+    paths = [Path(directory, f"{kind}_{os.getpid()}.db") for kind in _KINDS]
+    try:
+        for path in paths:
+            if not path.exists():
+                allocate(path, _KIND_BYTES, "free space in the temporary folder (TMPDIR)")
+    except OSError as error:
+        logger.warning("/metrics of this worker counts its own requests alone: %s: %s", error.filename, error.strerror)
+        for path in paths:  # others could not read what is not whole
+            path.unlink(missing_ok=True)
+        values.ValueClass = values.MutexValue  # as without several processes
+        del os.environ[MULTIPROCESS_DIR]
 
 
 def _forget_dead_workers(directory: Path) -> None:

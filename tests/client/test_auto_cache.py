@@ -2,13 +2,14 @@
 
 import gc
 import logging
+import threading
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Server, serving
+from conftest import Server, poll, serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import FORKING, assert_same, epoch_of, local
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from cpstream_client import BatchQuery, Client, DatasetChanged
 from cpstream_client.contract.plan import Plan
+from cpstream_client.epochs import filler
 from cpstream_client.epochs.budget import Budget
 from cpstream_client.epochs.cache import MemoryCache
 from cpstream_client.epochs.epochs import Epochs
@@ -198,8 +200,10 @@ def test_an_epoch_is_the_same_whatever_is_kept_of_it(server: Server, query: Batc
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
-def test_by_which_epoch_a_rank_has_the_whole_split(server: Server, world_size: int) -> None:
-    """The figures of docs/client.md, for a loop that never waits: in epoch world_size + 1 at the latest."""
+def test_by_which_epoch_a_rank_has_the_whole_split(server: Server, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The figures of docs/client.md, for a loop that leaves no time: in epoch world_size + 1 at the latest."""
+    monkeypatch.setattr(filler, "SHARE", 1e-9)  # one piece of the rest, and then a pause for ever
+    monkeypatch.setattr(filler, "_REQUEST_BYTES", 1)
     client = Client(server.url)
     info = client.split("train")
     cache = MemoryCache(info, "float32")
@@ -208,6 +212,32 @@ def test_by_which_epoch_a_rank_has_the_whole_split(server: Server, world_size: i
         assert len(cache.missing()) > 0
         batches_of(epochs, BatchQuery(batch_size=32, shuffle="uniform", epoch=epoch, rank=world_size - 1, world_size=world_size))
     assert len(cache.missing()) == 0
+
+
+@pytest.mark.parametrize("world_size", [2, 8])
+def test_the_rest_comes_while_the_loop_computes(server: Server, world_size: int) -> None:
+    rank = loader(StreamingEmbeddingsDataset(server.url, "train", batch_size=32, shuffle=True, rank=1, world_size=world_size))
+    batches = iter(rank)
+    first = next(batches)
+    kept = rank.dataset._kept
+    assert kept is not None
+    assert kept.cache is not None
+    poll(lambda: not len(kept.cache.missing()))  # a step that takes long
+    options: dict[str, Any] = {"batch_size": 32, "rank": 1, "world_size": world_size}
+    assert_same([first, *batches], epoch_of(local("train"), **options))
+    rank.stats(reset=True)
+    assert_same(rank, epoch_of(local("train"), epoch=1, **options))
+    assert rank.stats()["cache"]["hit_rate"] == 1
+    assert rank.stats()["bytes"] == 0
+
+
+def test_leaving_the_loop_ends_what_fills_the_cache(server: Server) -> None:
+    train = StreamingEmbeddingsDataset(server.url, "train", batch_size=32, shuffle=True, rank=0, world_size=2)
+    for _ in range(3):
+        for _ in train:
+            break
+        poll(lambda: not [thread.name for thread in threading.enumerate() if thread.name.startswith("cpstream")])
+    assert_same(train, epoch_of(local("train"), batch_size=32, world_size=2))
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1000, 12345])

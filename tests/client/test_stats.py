@@ -155,7 +155,7 @@ def test_hits_and_misses_of_the_cache(server: Server) -> None:
         list(rank)
         seen.append(rank.stats(reset=True)["cache"])
     assert [cache["hits"] + cache["misses"] for cache in seen] == [900, 900, 900]
-    assert seen[0]["hits"] == 0 < seen[1]["hits"] < 900 == seen[2]["hits"]
+    assert seen[0]["hits"] == 0 < seen[1]["hits"] <= 900 == seen[2]["hits"]
 
 
 @pytest.mark.parametrize("context", ["fork", "forkserver"])

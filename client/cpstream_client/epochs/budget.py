@@ -102,7 +102,7 @@ class Budget:
             free, held = self._free(), self.held_bytes
             if free is None:
                 return Verdict(False, nbytes, None, "this system does not say how much memory is free")
-            ranks = _local_world_size()
+            ranks = local_world_size()
             now = free // (SHARE * ranks)
             if not held:
                 self._whole_bytes = now
@@ -121,7 +121,7 @@ class Budget:
         return verdict
 
 
-def _local_world_size() -> int:
+def local_world_size() -> int:
     """How many ranks share this machine, as torchrun says."""
     given = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(given)) if given.isdecimal() else 1

@@ -19,8 +19,9 @@ from ..stream.fetch import EpochFetcher
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
 from ..stream.reader import Batch
-from .cache import IDLE_BUFFERS, SplitCache
+from .cache import IDLE_BUFFERS, MemoryCache, SplitCache
 from .chosen import Chosen
+from .filler import Filler
 from .prefetch import prefetch
 from .rest import Rest, others_than
 from .tally import Tally, clock
@@ -93,12 +94,23 @@ class Epochs:
 
     def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
-        course = Course(wanted, self._info)
-        ahead = self._ahead(course, turn, Backlog(self._prefetch_bytes), cache)
+        course, backlog = Course(wanted, self._info), Backlog(self._prefetch_bytes)
+        ahead = self._ahead(course, turn, backlog, cache)
+        filler = self._filler(cache, query, backlog) if isinstance(cache, MemoryCache) else None
         try:
             yield from trim(ahead, course)
         finally:
             ahead.close()
+            if filler is not None:
+                filler.close()
+
+    def _filler(self, cache: MemoryCache, query: BatchQuery, backlog: Backlog) -> Filler | None:
+        """Where this iteration does not bring all of the split. (Of a directory's, the other ranks bring the rest.)"""
+        if query.num_rows(self._info.num_samples) >= self._info.num_samples:
+            return None
+        memory, rank = Memory(BufferPool(2)), (query.rank, query.world_size)
+        windows = self._windows(query)
+        return Filler(self._client.service, self._info, cache, windows, backlog, memory, self._tally, rank)
 
     def _ahead(self, course: Asking, turn: int, backlog: Backlog, cache: SplitCache | None) -> Generator[Batch, None, None]:
         """The record batches of a course, fetched ahead of the loop."""
@@ -148,12 +160,15 @@ class Epochs:
         workers = self._info.workers or 1
         fetcher = EpochFetcher(self._client.service, rest, self._memory, turn, backlog, self._max_connections, workers)
         ahead = prefetch(self._kept_windows(rest, fetcher, cache), backlog, fetcher.abort, self._tally.met)
+        filler = self._filler(cache, query, backlog) if isinstance(cache, MemoryCache) else None
         try:
             for window in ahead:
                 self._tally.missed(window.fetched, kept=window.fetched)
                 yield window.indices
         finally:
             ahead.close()
+            if filler is not None:
+                filler.close()
 
     def _kept_windows(self, rest: Rest, fetcher: EpochFetcher, cache: SplitCache) -> Iterator["_Window"]:
         row_bytes = self._info.embedding_dim * np.dtype(cache.dtype).itemsize

@@ -68,7 +68,7 @@ class _Queue(Generic[T]):
             self._error = error
         finally:
             with self._changed:
-                self._ended = True
+                self._ended = self._backlog.is_whole = True
                 self._changed.notify_all()
 
     def _take(self, iterator: Iterator[T]) -> None:

@@ -7,6 +7,7 @@ that is not the loop's wait (fetch, verify, copy) goes on in the background, unl
 import ctypes
 import math
 import os
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.context import get_spawning_popen
@@ -35,7 +36,7 @@ _COUNTS = ("requests", "connections", "faults", "refused", "nbytes", "hits", "mi
 
 
 class _Slot(ctypes.Structure):
-    """Of one process. Each field is written by one of its threads."""
+    """Of one process. Each field is written by one of its threads, or under the lock."""
 
     _fields_ = (*((name, ctypes.c_double) for name in _SECONDS), *((name, ctypes.c_int64) for name in _COUNTS))
 
@@ -47,6 +48,7 @@ class Tally:
         self._slots: Any = RawArray(_Slot, 1 + _WORKERS)
         self._owner = os.getpid()
         self._slot: Any = self._slots[0]
+        self._flowing = threading.Lock()
         self._waits: list[float] = []
         self._clear()
 
@@ -123,16 +125,17 @@ class Tally:
 
     def flowed(self, flow: Flow, seen: Flow, memory: Memory, read: list[float]) -> None:
         """What a fetcher has done since the last time. seen, read: what it and the memory's clocks said then, and say now."""
-        slot = self._slot
-        for name in ("requests", "faults", "refused", "nbytes"):
-            value = getattr(flow, name)
-            setattr(slot, name, getattr(slot, name) + value - getattr(seen, name))
-            setattr(seen, name, value)
-        slot.connections = max(slot.connections, flow.connections)
-        fetch_s, verify_s = memory.times.fetch_s, memory.times.verify_s
-        slot.fetch_s += fetch_s - read[0]
-        slot.verify_s += verify_s - read[1]
-        read[:] = fetch_s, verify_s
+        with self._flowing:
+            slot = self._slot
+            for name in ("requests", "faults", "refused", "nbytes"):
+                value = getattr(flow, name)
+                setattr(slot, name, getattr(slot, name) + value - getattr(seen, name))
+                setattr(seen, name, value)
+            slot.connections = max(slot.connections, flow.connections)
+            fetch_s, verify_s = memory.times.fetch_s, memory.times.verify_s
+            slot.fetch_s += fetch_s - read[0]
+            slot.verify_s += verify_s - read[1]
+            read[:] = fetch_s, verify_s
 
     # What came of it
 

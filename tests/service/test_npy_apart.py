@@ -154,9 +154,9 @@ READER = """
 import json, os, resource, sys
 from pathlib import Path
 from cpstream_service.errors import DataError
-from cpstream_service.sources import npy_apart
+from cpstream_service.sources import limits
 from cpstream_service.sources.npy import read_npy
-npy_apart.CPU_S = 4
+limits.CPU_S = 4
 for path in map(Path, sys.argv[1:]):
     try:
         said = repr(read_npy(path))

@@ -1,6 +1,5 @@
 """Large files: the embeddings stay where they lie, and every row is the one that the unpickler reads."""
 
-import os
 import pickle
 from collections.abc import Callable
 from functools import partial
@@ -107,12 +106,21 @@ def test_the_process_that_reads_hands_over_places(tmp_path: Path) -> None:
         np.testing.assert_array_equal(embeddings[order], expected[order])
 
 
-def test_a_file_that_is_cut_while_its_rows_are_read_is_named(tmp_path: Path) -> None:
+def change(path: Path, how: str) -> None:
+    with path.open("r+b") as file:
+        if how == "cut":
+            file.truncate(500_000)
+        else:
+            file.seek(500_000)
+            file.write(bytes(100))
+
+
+@pytest.mark.parametrize("how", ["written over", "cut"])
+def test_a_file_that_changes_while_its_rows_are_read_is_named(tmp_path: Path, how: str) -> None:
     path = written(tmp_path) / "numpy_embs.npy"
     embeddings = read_npy(path)["train"].embeddings
-    os.truncate(path, 500_000)
-    embeddings[:1000]
-    with pytest.raises(DataError, match=r"numpy_embs.npy was cut while it was read; start again when it is complete"):
+    change(path, how)
+    with pytest.raises(DataError, match=r"numpy_embs.npy changed while it was read; start again when it is complete"):
         embeddings[:]
 
 
@@ -124,12 +132,7 @@ def test_rows_that_change_before_they_are_in_the_snapshot_are_never_served(
     write: Callable[..., Path] = snapshot_load.write_snapshot  # type: ignore[attr-defined]
 
     def changed_first(*arguments: Any, **options: Any) -> Path:
-        with (source / "numpy_embs.npy").open("r+b") as file:
-            if how == "cut":
-                file.truncate(500_000)
-            else:
-                file.seek(500_000)
-                file.write(bytes(100))
+        change(source / "numpy_embs.npy", how)
         return write(*arguments, **options)
 
     monkeypatch.setattr(snapshot_load, "write_snapshot", changed_first)

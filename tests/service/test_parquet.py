@@ -266,3 +266,23 @@ def test_an_empty_table(tmp_path: Path) -> None:
     pd.DataFrame(FLAT).iloc[:0].to_parquet(tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"x.parquet holds no row that belongs to a split"):
         read_parquet(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("name", ["train.parquet", "train.arrow"])
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path, name: str) -> None:
+    """4,858 bytes took 1.4 GB: a value that is repeated takes no space."""
+    count, dimension = 100_000, 768
+    numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(count * dimension, np.float32)), dimension)
+    table = pa.table({"embedding": numbers, "file_path": [f"{i % 10}.wav" for i in range(count)]})
+    path = tmp_path / name
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, compression="zstd")
+    else:
+        with pa.ipc.new_stream(path, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+            writer.write_table(table, 4096)
+    assert path.stat().st_size < 300_000
+    del numbers, table
+    before = pa.default_memory_pool().bytes_allocated()
+    with pytest.raises(DataError, match=rf"{name}: its \d+ bytes unpack to more than \d+ MB: it is damaged, or made to"):
+        read_parquet(path)
+    assert pa.default_memory_pool().bytes_allocated() - before < 300 << 20

@@ -165,7 +165,7 @@ def num_lost(report: AlignmentReport) -> int:
 
 def find_leaks(splits: Sequence[AlignedSplit]) -> dict[str, tuple[Dropped, ...]]:
     """The paths that each split shares with another: one entry for each other split, its name as the reason."""
-    paths = {split.name: set(split.file_paths) for split in splits}
+    paths = {split.name: set(split.file_paths) if len(splits) > 1 else set() for split in splits}
     leaks = {}
     for name in paths:
         shared = ((other, sorted(paths[name] & paths[other])) for other in paths if other != name)

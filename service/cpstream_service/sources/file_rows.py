@@ -11,14 +11,24 @@ from numpy.lib.stride_tricks import as_strided
 _SPAN_BYTES = 4 << 20
 
 
-class FileRows:
-    """An (M, D) array whose row i is the little-endian float32 from offsets[i] on. Takes over the descriptor. name: of the file.
+Stamp = tuple[int, int]
+"""Size of a file, and when it was last written to."""
 
-    Read, not mapped: a file that is cut while it is mapped ends the process; here, reading raises DataError, which names it.
+
+def stamp_of(descriptor: int) -> Stamp:
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+class FileRows:
+    """An (M, D) array whose row i is the little-endian float32 from offsets[i] on, in the file of that name.
+
+    Takes over the descriptor. Read, not mapped: a file that is cut while it is mapped ends the process. Here, one that was cut, or
+    is no longer as its stamp says, raises DataError.
     """
 
-    def __init__(self, descriptor: int, offsets: npt.NDArray[np.int64], dimension: int, name: str = "the source") -> None:
-        self.offsets, self.dimension, self._name = offsets, dimension, name
+    def __init__(self, descriptor: int, offsets: npt.NDArray[np.int64], dimension: int, name: str, stamp: Stamp) -> None:
+        self.offsets, self.dimension, self._name, self._stamp = offsets, dimension, name, stamp
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
@@ -58,6 +68,8 @@ class FileRows:
             found = np.empty((count, width), np.uint8)
             for row, offset in zip(found, offsets.tolist(), strict=True):
                 self._read(row.data, offset)
+        if stamp_of(self._descriptor) != self._stamp:
+            raise self._changed()
         rows: npt.NDArray[np.float32] = found.view("<f4").astype(np.float32, copy=False)
         return rows
 
@@ -65,7 +77,10 @@ class FileRows:
         while len(into):
             count = os.preadv(self._descriptor, [into], offset)
             if not count:
-                from ..errors import DataError  # not at import: it takes as long as all that the reading process needs
-
-                raise DataError(f"{self._name} was cut while it was read; start again when it is complete")
+                raise self._changed()
             into, offset = into[count:], offset + count
+
+    def _changed(self) -> Exception:
+        from ..errors import DataError  # not at import: it takes as long as all that the reading process needs
+
+        return DataError(f"{self._name} changed while it was read; start again when it is complete")

@@ -13,7 +13,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from .file_rows import FileRows
+from .file_rows import FileRows, Stamp
 from .rows import ByteRows, Embeddings, Reason, RowProblem, SourceSplit, rows_per_chunk
 
 _LENGTH_BYTES = 8
@@ -45,8 +45,8 @@ def refuse(file: IO[bytes], error: str) -> None:
     _finish(file, {"error": error})
 
 
-def take_over(descriptor: int, source: int, name: str) -> dict[str, SourceSplit] | str:
-    """What hand_over wrote, or refuse. source: the file of that name, in which FileRows lie.
+def take_over(descriptor: int, source: int, name: str, stamp: Stamp) -> dict[str, SourceSplit] | str:
+    """What hand_over wrote, or refuse. source: the file of that name, in which FileRows lie; stamp: as it was found.
 
     Raises ValueError, LookupError or OSError where neither came to its end.
     """
@@ -66,7 +66,7 @@ def take_over(descriptor: int, source: int, name: str) -> dict[str, SourceSplit]
         if entry["in_file"]:
             offsets = np.frombuffer(memory, np.int64, count, offset).copy()
             offset += offsets.nbytes
-            embeddings = FileRows(os.dup(source), offsets, dimension, name)
+            embeddings = FileRows(os.dup(source), offsets, dimension, name, stamp)
         else:
             embeddings = np.frombuffer(memory, np.float32, count * dimension, offset).reshape(count, dimension)
             offset += embeddings.nbytes

@@ -15,30 +15,20 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import DataError
+from .file_rows import stamp_of
 from .handover import take_over
+from .limits import cpu_limit, memory_limit
 from .npy_content import LAYOUT
 from .rows import SourceSplit
 
-MEMORY_BYTES, MEMORY_FACTOR, LARGE_FACTOR = 256 << 20, 8, 16
-"""What reading may take: so much, and so many times the file; or LARGE_FACTOR times the file, if that is more.
-
-Measured on sound files: 1.3 times the file for arrays, 5 for lists of floats, 9 for small ints, 12.4 for lists of numpy scalars.
-"""
-CPU_S, CPU_BYTES_PER_S = 30, 1 << 20
-"""Processor time that reading may take: so much, and a second for so many bytes. Lists, the slowest, are read at 80 MB a second."""
 _CODE = "import json, sys; task = json.loads(sys.argv[1]); sys.path[:] = task['path']; from {module} import main; main(task)"
-
-
-def memory_limit(size: int) -> int:
-    """Bytes of memory that reading a file of `size` bytes may take."""
-    return max(MEMORY_BYTES + MEMORY_FACTOR * size, LARGE_FACTOR * size)
 
 
 def read_apart(
     path: Path, source: IO[bytes], splits: Sequence[str], columns: Sequence[str], progress: bool
 ) -> dict[str, SourceSplit]:
     """What npy_content.read_content gives for an open file, whose descriptor stands where its pickle begins. Raises DataError."""
-    size = os.fstat(source.fileno()).st_size
+    size, stamp = os.fstat(source.fileno()).st_size, stamp_of(source.fileno())
     with _file_in_memory() as target:
         task = {
             "path": sys.path,
@@ -50,12 +40,12 @@ def read_apart(
             "columns": list(columns),
             "progress": progress and sys.stderr is not None and sys.stderr.isatty(),
             "memory_bytes": memory_limit(size),
-            "cpu_s": CPU_S + size // CPU_BYTES_PER_S,
+            "cpu_s": cpu_limit(size),
         }
         status = _run(path, task, (source.fileno(), target.fileno()))
         if status == 0:
             try:
-                found = take_over(target.fileno(), source.fileno(), str(path))
+                found = take_over(target.fileno(), source.fileno(), str(path), stamp)
             except (ValueError, LookupError, OSError) as error:
                 raise DataError(f"{path}: the process that read it handed over something else ({error}); start again") from None
             if isinstance(found, str):

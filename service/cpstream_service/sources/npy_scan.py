@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .file_rows import FileRows
+from .file_rows import FileRows, stamp_of
 from .npy_rows import has_path_problems
 from .pickled_arrays import Array
 from .rows import SourceSplit
@@ -84,6 +84,7 @@ def scan(descriptor: int, start: int, load: Callable[[bytes], dict[str, list[Any
 class _Scanner:
     def __init__(self, descriptor: int, start: int) -> None:
         self._descriptor = descriptor
+        self._stamp = stamp_of(descriptor)
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._offset_of: dict[bytes, int] = {}
@@ -136,7 +137,8 @@ class _Scanner:
             if not rows:
                 found[name] = SourceSplit(name, [], np.empty((0, 0), np.float32))
                 continue
-            rows_in_file = FileRows(os.dup(self._descriptor), np.array(offsets, np.int64), self._template.dimension)
+            at = np.array(offsets, np.int64)
+            rows_in_file = FileRows(os.dup(self._descriptor), at, self._template.dimension, "the source", self._stamp)
             found[name] = SourceSplit(name, paths, rows_in_file)
         if next(runs, None) is not None:
             raise _OtherwiseError

@@ -5,11 +5,12 @@ are those of a saved DatasetDict, of folders split=NAME, or of files NAME-00000-
 """
 
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -22,11 +23,13 @@ from ..errors import DataError, MissingFileError
 from ..text import listed
 from .collect import Collector
 from .formats import HEAD_BYTES, check_pointer
+from .limits import memory_limit
 from .regular import files_under, open_regular
 from .rows import ALL, Reason, SourceSplit, path_problem
 
 WHAT = "a Parquet file, a folder of them, or a folder written by datasets' save_to_disk"
 EMBEDDING, FILE_PATH, SPLIT = "embedding", "file_path", "split"
+_NUMBER_BYTES = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "INT64": 8, "DOUBLE": 8}
 BATCH_ROWS = 4096
 _HUB_NAME = re.compile(r"(?P<split>.+)-\d{5}-of-\d{5}\.parquet")
 _HUB_SPLITS = frozenset({"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"})
@@ -122,16 +125,44 @@ def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         check_pointer(path, head := file.peek(HEAD_BYTES))  # type: ignore[attr-defined] # it is a BufferedReader
         try:
             if path.suffix == ".arrow":
-                yield from map(_validated, _arrow_batches(path, file, head, columns))
+                yield from _measured(path, file, _arrow_batches(path, file, head, columns))
                 return
             with pq.ParquetFile(file) as parquet:
                 names = _wanted(path, parquet.schema_arrow.names, columns)
-                yield from map(_validated, parquet.iter_batches(BATCH_ROWS, columns=names))
+                if _number_bytes(parquet.metadata, names) > memory_limit(os.fstat(file.fileno()).st_size):
+                    raise _too_much(path, file)
+                yield from _measured(path, file, parquet.iter_batches(BATCH_ROWS, columns=names))
         except (pa.ArrowException, OSError, ValueError) as error:
             text = str(error).splitlines()[0][:200]
             raise DataError(
                 f"{path}: cannot read it as {'Arrow' if path.suffix == '.arrow' else 'Parquet'} ({text}); write it again"
             ) from None
+
+
+def _number_bytes(metadata: pq.FileMetaData, names: Sequence[str]) -> int:
+    """What the numbers of some columns take, as the file says before it is unpacked: one value, repeated, takes no space in it."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    columns = (group.column(i) for group in groups for i in range(group.num_columns))
+    wanted = (column for column in columns if column.path_in_schema.partition(".")[0] in names)
+    return sum(column.num_values * _NUMBER_BYTES.get(column.physical_type, 0) for column in wanted)
+
+
+def _measured(path: Path, file: IO[bytes], batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Batches, as long as they do not take more than a file of this size can hold. Raises DataError."""
+    left = memory_limit(os.fstat(file.fileno()).st_size)
+    for batch in batches:
+        left -= batch.nbytes
+        if left < 0:
+            raise _too_much(path, file)
+        yield _validated(batch)
+
+
+def _too_much(path: Path, file: IO[bytes]) -> DataError:
+    size = os.fstat(file.fileno()).st_size
+    return DataError(
+        f"{path}: its {size} bytes unpack to more than {memory_limit(size) >> 20} MB: it is damaged, or made to; write it again, "
+        "without compression and dictionaries if it is sound"
+    )
 
 
 def _validated(batch: pa.RecordBatch) -> pa.RecordBatch:

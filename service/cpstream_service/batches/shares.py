@@ -73,7 +73,12 @@ class Shares:
 
     def _serve(self) -> None:
         """Give to those who wait, for as long as there is something."""
-        while entitled := [client for client, queue in self._waiting.items() if not self._is_full(client, queue[0][0])]:
+        while self._waiting:
+            entitled = list(self._waiting)
+            if self._each is not None:
+                entitled = [client for client, queue in self._waiting.items() if not self._is_full(client, queue[0][0])]
+                if not entitled:
+                    return
             client = min(entitled, key=lambda client: self._served.get(client, 0))
             entry = amount, future = self._waiting[client][0]
             if not future.done() and not self._is_there(amount):  # what is wanted next is not passed over

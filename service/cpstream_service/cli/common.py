@@ -45,7 +45,7 @@ def data_of(folder: Path | None, data: DataSettings | None) -> DataSettings:
 def commas(app: cyclopts.App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """For cyclopts: `--splits train,dev` and CPSTREAM_SPLITS=train,dev are two splits, as `--splits train dev` is."""
     for argument in arguments:
-        if argument.name == "--splits":
+        if argument.name in ("--splits", "--labels", "--trusted-proxies"):
             parts = [(token, part.strip()) for token in argument.tokens for part in token.value.split(",")]
             argument.tokens[:] = [token.evolve(value=part, index=i) for i, (token, part) in enumerate(parts)]
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from conftest import Server, poll, serving
@@ -23,7 +24,7 @@ from cpstream_client.stream.fetch import EpochFetcher
 from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_client.torch import loader as make_loader
-from cpstream_client.transport import pace
+from cpstream_client.transport import pace, session
 from cpstream_client.transport.pace import MAX_CONNECTIONS, Pace
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
@@ -76,8 +77,8 @@ def gate(snapshot: Snapshot, **settings: Any) -> Iterator[tuple[str, Gate]]:
         yield url, app
 
 
-def client(url: str | list[str], max_connections: int = 4) -> Client:
-    made = Client(url, timeout_s=10, retry=RETRY, max_connections=max_connections)
+def client(url: str | list[str], max_connections: int = 4, **options: Any) -> Client:
+    made = Client(url, retry=RETRY, max_connections=max_connections, **{"timeout_s": 10, **options})
     made.service = replace(made.service, request_bytes=REQUEST_BYTES)
     return made
 
@@ -103,6 +104,25 @@ def test_one_connection_is_enough_on_a_short_path(snapshot: Snapshot, expected: 
         assert fetched.flow.connections == 1
         assert app.most <= 2  # the next request goes out before the last reply ends
         assert 0 < remote.service.round_trip_s(remote.service.endpoints[0]) < pace.ROUND_TRIP_PER_CONNECTION_S  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"event_hooks": {"request": [lambda request: None]}}, {"timeout_s": None, "http": lambda: httpx.Client(trust_env=False)}],
+)
+def test_any_transport_carries_several_requests_at_once(
+    snapshot: Snapshot, expected: list[int], long_path: list[Flow], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(session, "_ANSWER_S", 0.0)  # a transport that is not ours does not say how long its handshakes took
+    with gate(snapshot) as (url, app), client(url, **options) as remote:
+
+        async def together(number: int) -> None:
+            while number <= 4 and app.most < 4:
+                await asyncio.sleep(0.001)
+
+        app.at_request = together
+        assert indices(iter(fetcher(remote))) == expected
+        assert app.most == long_path[-1].connections == 4
 
 
 def test_a_near_service_of_several_processes_is_asked_over_as_many_connections(

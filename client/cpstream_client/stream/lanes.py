@@ -98,8 +98,9 @@ class Lanes:
         finally:
             if os.getpid() == self._owner:  # a forked process has the parent's sockets, and locks that nobody will release
                 self.abort()
+                deadline = time.monotonic() + _JOIN_TIMEOUT_S
                 for thread in self._threads:
-                    thread.join(_JOIN_TIMEOUT_S)
+                    thread.join(max(0.0, deadline - time.monotonic()))
 
     def abort(self) -> None:
         self._closed.set()

@@ -2,7 +2,10 @@
 
 import errno
 import fcntl
+import grp
 import os
+import pwd
+import stat
 from pathlib import Path
 
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -42,3 +45,39 @@ def lock(descriptor: int, operation: int, path: Path, remedy: str) -> None:
             raise
         text = f"this file system has no file locks ({os.strerror(error.errno)}), as some of NFS and Lustre; {remedy}"
         raise OSError(error.errno, text, str(path)) from None
+
+
+def writable_by_others(folder: Path) -> str | None:
+    """What is to be said of a folder in which others may change files; None where nobody else may, or it is not there.
+
+    root may everywhere. A group that is named like its user is taken for this user's own, as many systems make one.
+    """
+    try:
+        status = folder.stat()
+    except OSError:
+        return None
+    owner, reasons = _user(status.st_uid), []
+    if status.st_uid not in (os.geteuid(), 0):
+        reasons.append(f"it belongs to {owner}")
+    if not status.st_mode & stat.S_ISVTX:  # which has each user remove and rename their own files alone
+        if status.st_mode & stat.S_IWOTH:
+            reasons.append("everybody may write")
+        elif status.st_mode & stat.S_IWGRP and (group := _group(status.st_gid)) != owner:
+            reasons.append(f"group {group} may write")
+    if not reasons:
+        return None
+    return f"{folder}: others can change what is kept here ({', '.join(reasons)}, mode {stat.S_IMODE(status.st_mode):o})"
+
+
+def _user(number: int) -> str:
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _group(number: int) -> str:
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)

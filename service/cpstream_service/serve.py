@@ -14,6 +14,8 @@ from typing import NoReturn
 import uvicorn
 from fastapi import FastAPI
 
+from cpstream_client.files import writable_by_others
+
 from .api.drain import end_signals
 from .api.observability import MULTIPROCESS_DIR
 from .app import create_app
@@ -55,6 +57,10 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
             logger.info("%s", note)
         if loaded.stale_reason is not None:
             logger.warning("the data may be older than its source: %s", loaded.stale_reason)
+        for folder in (data.snapshot_folder(), loaded.snapshot.path):
+            if (told := writable_by_others(folder)) is not None:
+                logger.warning("%s: chmod go-w it, or choose another (--snapshot-dir)", told)
+                break
         _describe(loaded.snapshot)
         listen(sock)
         _announce(sock, settings)

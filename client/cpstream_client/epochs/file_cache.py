@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..buffers import BufferPool
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import Dtype
-from ..files import allocate, lock, no_follow
+from ..files import allocate, lock, no_follow, writable_by_others
 from ..stream.reader import Batch
 from .cache import IDLE_BUFFERS, gathered
 
@@ -38,6 +39,8 @@ class FileCache:
 
     def __init__(self, directory: str | os.PathLike[str], info: SplitInfo, dtype: Dtype) -> None:
         self._final = Path(directory).expanduser() / f"{info.fingerprint}-{dtype}"
+        if (told := writable_by_others(self._final.parent)) is not None:
+            warnings.warn(f"{told}; chmod go-w it, or {_ELSEWHERE}", stacklevel=2)
         self._partial = self._final.with_name(self._final.name + ".partial")
         self._pool = BufferPool(IDLE_BUFFERS)
         self._release: Callable[[], object] | None = None  # while the split is not complete: lets go of the partial folder

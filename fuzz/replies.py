@@ -13,11 +13,16 @@ from random import Random
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 from benchmarks.service import serving
 
 from cpstream_client import Client, CpstreamError, DatasetChanged, NotFoundError, Retry
+from cpstream_client.buffers import BufferPool
 from cpstream_client.contract.bodies import SplitInfo
 from cpstream_client.contract.wire import COLUMNS, BatchQuery
+from cpstream_client.stream.chosen import ChosenCourse
+from cpstream_client.stream.fetch import EpochFetcher
+from cpstream_client.stream.messages import Memory
 from cpstream_client.stream.reader import Batch
 
 from . import conversations, snapshots
@@ -52,6 +57,15 @@ def _query(**given: Any) -> Callable[[Client, SplitInfo], Iterator[Any]]:
     return ask
 
 
+def _chosen(client: Client, info: SplitInfo) -> Iterator[Any]:
+    """Batches of any indices, as a sampler draws them."""
+    course = ChosenCourse(BatchQuery(columns=ALL), info)
+    course.put([np.array(indices, np.int64) for indices in ([3, 0, 3], [1, 2, 9], [7])])
+    course.end()
+    for batch in EpochFetcher(client.service, course, Memory(BufferPool(8))):
+        yield _plain(batch)
+
+
 def _one(ask: Callable[[Client, SplitInfo], Any]) -> Callable[[Client, SplitInfo], Iterator[Any]]:
     def once(client: Client, info: SplitInfo) -> Iterator[Any]:
         yield ask(client, info)
@@ -72,6 +86,7 @@ CALLS: dict[str, Callable[[Client, SplitInfo], Iterator[Any]]] = {
     "epoch": _query(batch_size=4, shuffle="uniform", seed=3),
     "workers": _query(batch_size=2, num_workers=2, worker=1, shuffle="blocks"),
     "labels": _query(batch_size=3, num_workers=2, columns=ALL),
+    "chosen": _chosen,
     "no-split": _one(lambda client, _: client.split("nothing")),
     "changed": _one(lambda client, _: client.split(SPLIT, fingerprint="0" * 32)),
     "out-of-range": _one(lambda client, info: client.take(SPLIT, [99], info=info)),

@@ -1,4 +1,4 @@
-"""Target `take`: bodies of take, JSON and raw, asked of the real application in this process."""
+"""Target `take`: bodies of take and of batches, JSON and raw, asked of the real application in this process."""
 
 import asyncio
 import json
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from starlette.types import ASGIApp, Message
 
+from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.wire import ARROW_STREAM, JSON, OCTET_STREAM, PROBLEM_JSON
 from cpstream_service.app import create_app
 from cpstream_service.settings import DataSettings, ServeSettings
@@ -34,10 +35,15 @@ def prepare(folder: Path) -> State:
 
 
 def seeds(num_samples: int) -> list[tuple[str, bytes]]:
+    """(resource and media type, body)"""
     found = []
+    for sizes in ([], [0], [3], [2, 0, 5], [1] * 20, [num_samples]):
+        batches = [np.arange(size, dtype=np.int64) for size in sizes]
+        found.append((f"batches|{OCTET_STREAM}", IndexBatches.of(batches).pack()))
+        found.append((f"batches|{JSON}", json.dumps({"batches": [batch.tolist() for batch in batches]}).encode()))
     for indices in ([], [0], [num_samples - 1], [7, 0, 7, 42], list(range(64)), [num_samples], [-1], [2**63 - 1], [2**40]):
-        found.append((OCTET_STREAM, np.array(indices, "<i8").tobytes()))
-        found.append((JSON, json.dumps({"indices": indices}).encode()))
+        found.append((f"take|{OCTET_STREAM}", np.array(indices, "<i8").tobytes()))
+        found.append((f"take|{JSON}", json.dumps({"indices": indices}).encode()))
     return found
 
 
@@ -82,13 +88,13 @@ class _Take:
         kind, body = random.choice(self._seeds)
         body = mutated(body, random, self._bodies, TAKE)
         if random.random() < 0.2:
-            kind = random.choice(TYPES)
+            kind = kind.partition("|")[0] + "|" + random.choice(TYPES)
         return labelled(f"{kind}|{random.choice((ARROW_STREAM, ARROW_STREAM, JSON))}", body)
 
     def accepts(self, data: bytes) -> bool:
         label, body = parted(data)
-        content_type, accept = label.split("|")
-        status, headers, reply = self._loop.run_until_complete(self._ask(content_type, accept, body))
+        resource, content_type, accept = label.split("|")
+        status, headers, reply = self._loop.run_until_complete(self._ask(resource, content_type, accept, body))
         if status != 200:
             problem = json.loads(reply)
             if headers.get("content-type") != PROBLEM_JSON or REFUSALS.get(problem["code"]) != status:
@@ -96,27 +102,31 @@ class _Take:
             if len(problem["detail"]) > 500:
                 raise WrongError(f"a detail of {len(problem['detail'])} characters: {problem['detail'][:200]!r}")
             return False
-        asked = self._oracle(content_type, body)
+        asked = self._oracle(resource, content_type, body)
         got = _indices(headers["content-type"], reply)
         if got != asked:
-            raise WrongError(f"asked for {asked[:20]}, got {got[:20]}")
+            raise WrongError(f"asked for {str(asked)[:200]}, got {str(got)[:200]}")
         return True
 
-    def _oracle(self, content_type: str, body: bytes) -> list[int]:
-        """What a body that is accepted asks for. Raises where it asks for nothing."""
+    def _oracle(self, resource: str, content_type: str, body: bytes) -> list[list[int]]:
+        """The indices of each batch that a body asks for which is accepted. Raises where it asks for nothing."""
         if content_type.partition(";")[0].strip().lower() == OCTET_STREAM:
-            return [int.from_bytes(body[at : at + 8], "little", signed=True) for at in range(0, len(body), 8)]
+            numbers = [int.from_bytes(body[at : at + 8], "little", signed=True) for at in range(0, len(body), 8)]
+            if resource == "take":
+                return [numbers]
+            sizes, indices = numbers[1 : 1 + numbers[0]], numbers[1 + numbers[0] :]
+            return [[indices.pop(0) for _ in range(size)] for size in sizes]
         parsed = json.loads(body.decode())
-        indices = parsed.pop("indices")
-        if parsed or not all(type(index) is int and 0 <= index < self._num_samples for index in indices):
+        batches = [parsed.pop("indices")] if resource == "take" else parsed.pop("batches")
+        if parsed or not all(type(each) is int and 0 <= each < self._num_samples for batch in batches for each in batch):
             raise WrongError(f"accepted {body[:200]!r}")
-        return list(indices)
+        return [list(batch) for batch in batches]
 
-    async def _ask(self, content_type: str, accept: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
+    async def _ask(self, resource: str, content_type: str, accept: str, body: bytes) -> tuple[int, dict[str, str], bytes]:
         headers = [(b"host", b"fuzz"), (b"accept", accept.encode()), (b"content-length", b"%d" % len(body))]
         if content_type:
             headers.append((b"content-type", content_type.encode()))
-        path = f"/v1/splits/{SPLIT}/take"
+        path = f"/v1/splits/{SPLIT}/{resource}"
         scope: dict[str, Any] = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -149,10 +159,11 @@ class _Take:
         return int(sent[0]["status"]), found, b"".join(message["body"] for message in sent[1:])
 
 
-def _indices(media_type: str, reply: bytes) -> list[int]:
+def _indices(media_type: str, reply: bytes) -> list[list[int]]:
+    """Of each batch of a reply."""
     if media_type == JSON:
-        return [sample["index"] for batch in json.loads(reply)["batches"] for sample in batch["samples"]]
-    return pa.ipc.open_stream(BytesIO(reply)).read_all()["index"].to_pylist()  # type: ignore[no-any-return]
+        return [[sample["index"] for sample in batch["samples"]] for batch in json.loads(reply)["batches"]]
+    return [batch["index"].to_pylist() for batch in pa.ipc.open_stream(BytesIO(reply))]
 
 
 @contextmanager

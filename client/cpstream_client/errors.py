@@ -140,6 +140,15 @@ _BY_CODE: dict[str, type[ServiceError]] = {
 }
 
 
+_MOST_DETAIL = 1500
+
+
+def _one_line(detail: str) -> str:
+    """What a service says, whichever it is: for a person, on one line."""
+    shown = "".join(c if c.isprintable() else " " for c in detail)
+    return shown if len(shown) <= _MOST_DETAIL else shown[: _MOST_DETAIL - 3] + "..."
+
+
 def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> ServiceError:
     """The exception of a problem, chosen by its code; by its status where a newer service or a gateway has codes of its own."""
     by_status = UnavailableError if problem.status >= 500 or problem.status in (408, 425, 429) else ServiceError
@@ -147,7 +156,7 @@ def error_of(problem: Problem, url: str, retry_after_s: float | None = None) -> 
     origin = f"{problem.status} {problem.code}; {url}; request {problem.request_id or 'unknown'}"
     if kind is DatasetChanged:
         origin += f"; expected {problem.extra.get('expected') or '?'}, actual {problem.extra.get('actual') or '?'}"
-    error = kind(f"{problem.detail} [{origin}]")
+    error = kind(f"{_one_line(problem.detail)} [{origin}]")
     error.retry_after_s = retry_after_s
     return error
 

@@ -74,7 +74,7 @@ class Reply:
         CorruptedError or UnavailableError when asking again may help.
         """
         status, got = self._answer.status, self._media_type
-        encoding = self._answer.headers.get("Content-Encoding", "identity")
+        encoding = _word(self._answer.headers.get("Content-Encoding", "identity"))
         answered = status == 200 and got == media_type
         if answered and encoding == "identity":
             return
@@ -89,7 +89,7 @@ class Reply:
 
     @property
     def _media_type(self) -> str:
-        return self._answer.headers.get("Content-Type", "").partition(";")[0].strip().lower() or "without a type"
+        return _word(self._answer.headers.get("Content-Type", "").partition(";")[0].lower()) or "without a type"
 
     @property
     def _is_the_services(self) -> bool:
@@ -130,7 +130,7 @@ class Reply:
     def _refusal(self, status: int, got: str, wanted: str) -> CpstreamError:
         """What another status or type means. A problem is believed only if it is whole and answers what was asked."""
         body = self._read(_MAX_PROBLEM_BYTES)
-        reason = self._answer.reason
+        reason = _word(self._answer.reason)
         retry_after_s = _seconds(self._answer.headers.get("Retry-After"))
         if got == PROBLEM_JSON:
             error = self._problem(status, body, retry_after_s)
@@ -185,6 +185,11 @@ class Reply:
         if location.startswith(("http://", "https://")) and location.endswith(path):
             return f"to {shown}; set url={shown.removesuffix(path)!r}"
         return f"to {shown or 'nowhere'}; if that is a login, set token=, auth= or headers= so that it lets requests through"
+
+
+def _word(text: str) -> str:
+    """What a header or a status line says, for a message: on one line, whatever was sent."""
+    return "".join(c if c.isprintable() else "?" for c in text.strip()[:100])
 
 
 def _brief(text: str) -> str:

@@ -62,7 +62,7 @@ def measure_lines(bench: Bench) -> Iterator[Finding]:
             what=f"{line}: streaming, batch {BATCH}, against the best of raw TCP",
             values=values,
             target=at_least(0.9),
-            sides=(ours, *raws),
+            sides=(ours, best, *(series for series in raws if series is not best)),
             note=note,
         )
 
@@ -76,7 +76,7 @@ def measure_fast_line(bench: Bench) -> Iterator[Finding]:
         what=f"{FAST}: streaming, batch {BATCH}, against raw TCP on 4 connections, or streaming without delay where that is less",
         values=[now / limit for now, limit in zip(ours.values, limits, strict=True)],
         target=at_least(0.9),
-        sides=(ours, *raws, near),
+        sides=(ours, raws[1], raws[0], raws[2], near),
         note=f"{note_of(FAST, ours, raws, samples)}; streaming without delay: {near.median:,.0f}",
     )
 

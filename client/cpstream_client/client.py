@@ -306,7 +306,9 @@ class Client:
 
     def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None, retry: Retry | None = None) -> B:
         def ask(endpoint: Endpoint) -> B:
-            with self.service.ask(endpoint, "GET", path, params or {}, JSON) as reply:
+            asked = self.service.send(endpoint, "GET", path, params or {}, JSON)
+            kind.model_rebuild()  # pydantic's parser, which takes 40 ms to make and is made once, while the reply is on its way
+            with asked.reply() as reply:
                 return reply.read_json(kind)
 
         return self._retried(ask, retry or self.service.retry)

@@ -20,7 +20,7 @@ RATIOS = (
     "flight",
     "local-dataset",
 )
-OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory", "lines", "first-batch")
+OTHERS = ("client-cpu", "concurrency", "memory-per-stream", "larger-than-memory", "lines")
 
 
 def run(*arguments: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:

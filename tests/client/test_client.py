@@ -390,6 +390,10 @@ class Sized:
     nbytes = 1
 
 
+def nobody(items: int, nbytes: int) -> None:
+    """Who is told what lay ready."""
+
+
 def test_an_iterator_that_fails_to_begin_or_to_end_is_no_hang() -> None:
     class NoIterator:
         def __iter__(self) -> Iterator[Sized]:
@@ -404,9 +408,9 @@ def test_an_iterator_that_fails_to_begin_or_to_end_is_no_hang() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(prefetch(NoIterator(), Backlog(10), lambda: None))
+        list(prefetch(NoIterator(), Backlog(10), lambda: None, nobody))
     with pytest.raises(ZeroDivisionError):
-        list(prefetch(bad_end(), Backlog(10), lambda: None))
+        list(prefetch(bad_end(), Backlog(10), lambda: None, nobody))
 
 
 def test_a_forked_process_without_the_thread_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,7 +422,7 @@ def test_a_forked_process_without_the_thread_is_told(monkeypatch: pytest.MonkeyP
         more.wait()
         yield Sized()
 
-    with closing(prefetch(items(), Backlog(10), more.set)) as fetched:
+    with closing(prefetch(items(), Backlog(10), more.set, nobody)) as fetched:
         next(fetched)
         pid = os.fork()
         if not pid:
@@ -444,7 +448,7 @@ def test_fetching_ahead_keeps_to_its_budget() -> None:
             yield Sized()
 
     taken = 0
-    with closing(prefetch(items(), Backlog(10), lambda: None)) as fetched:
+    with closing(prefetch(items(), Backlog(10), lambda: None, nobody)) as fetched:
         for _ in fetched:
             taken += 1
             assert made <= taken + 12
@@ -502,7 +506,7 @@ def _leave_while_waiting(url: str, server: Server, asked: threading.Event, **opt
     course = Course(BatchQuery(), server.snapshot.splits["train"].info)
     with Client(url, **options) as client:
         fetcher = fetch.EpochFetcher(client.service, course, client._memory)
-        loop = prefetch(fetcher, Backlog(10), fetcher.abort)
+        loop = prefetch(fetcher, Backlog(10), fetcher.abort, nobody)
         with ThreadPoolExecutor(1) as consumer:
             waiting = consumer.submit(next, loop, None)
             assert asked.wait(20)

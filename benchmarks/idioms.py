@@ -40,7 +40,7 @@ def _later_epochs(batch_size: int, bound: float) -> Measurement:
     """Default settings, from the second epoch on, against whichever of the three is the fastest."""
 
     def measure(bench: Bench) -> Iterator[Finding]:
-        ours = streaming(bench, batch_size, label=f"cpstream, epoch 2 on, batch {batch_size}")
+        ours = streaming(bench, batch_size, cache="auto", label=f"cpstream, epoch 2 on, batch {batch_size}")
         sides = idioms(bench.data, batch_size)
         passes = bench.interleave(ours, *sides)
         found = best(passes[1:])

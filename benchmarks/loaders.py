@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset
+from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 
 from .bench import Bench
 from .data import SPLIT, Data
@@ -21,7 +21,7 @@ BATCH = 256
 def streaming(
     bench: Bench, batch_size: int = BATCH, dtype: str = "float32", label: str = "", url: str = "", **options: Any
 ) -> Loader:
-    """An epoch of StreamingEmbeddingsDataset through DataLoader(batch_size=None), shuffled; streamed, without `cache`.
+    """An epoch as README shows it: StreamingEmbeddingsDataset through `loader`, shuffled; streamed, without `cache`.
 
     url: of another service than the run's.
     """
@@ -34,11 +34,11 @@ def streaming(
         dtype=dtype,  # type: ignore[arg-type]
         **options,
     )
-    loader = DataLoader(dataset, batch_size=None)
+    batches = loader(dataset)
 
     def epoch(number: int) -> Batches:
         dataset.set_epoch(number)
-        return loader
+        return batches
 
     half = "" if dtype == "float32" else f" {dtype}"
     label = label or f"cpstream streaming, batch {batch_size}{half}"
@@ -50,8 +50,8 @@ def taking(bench: Bench, batch_size: int = BATCH, label: str = "", **options: An
     options.setdefault("cache", None)
     dataset = RemoteEmbeddingsDataset(bench.service.url, SPLIT, **options)
     sampler = BatchSampler(RandomSampler(dataset), batch_size, drop_last=False)
-    loader: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
-    return Loader(label or f"cpstream take, batch {batch_size}", lambda _: loader, len(bench.data), bench.data.checksum())
+    batches: DataLoader[Any] = DataLoader(dataset, batch_size=None, sampler=sampler)
+    return Loader(label or f"cpstream take, batch {batch_size}", lambda _: batches, len(bench.data), bench.data.checksum())
 
 
 def cached(bench: Bench, cache: str, label: str, dataset: type = StreamingEmbeddingsDataset) -> Loader:

@@ -254,7 +254,7 @@ class Client:
         embeddings = np.empty((n, info.embedding_dim), dtype)
         cps = np.empty(n, np.float32)
         at = 0
-        with tqdm(total=n, desc=f"downloading {split}", unit=" samples", unit_scale=True, delay=2, leave=False) as bar:
+        with progress_bar(f"downloading {split}", n) as bar:
             for batch in self.whole(("embedding", "cps"), info, dtype):
                 embeddings[at : at + batch.num_rows] = batch.embeddings
                 cps[at : at + batch.num_rows] = batch.cps

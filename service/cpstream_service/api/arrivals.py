@@ -42,12 +42,12 @@ class Arrivals:
 
         What it takes is held until `release`. Raises PayloadTooLarge, BodyTimeout, Overloaded.
         """
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > max_bytes:
+        length = _announced(request)
+        announced = max_bytes if length is None else length  # of a body in chunks, nobody knows
+        if announced > max_bytes:
             raise PayloadTooLarge(refusal)
-        announced = int(length) if length.isdecimal() else max_bytes  # of a body in chunks, nobody knows
-        if length and announced > FREE_BYTES:
-            await self._hold(request, announced * weight)
+        if length is not None and length > FREE_BYTES:
+            await self._hold(request, length * weight)
         loop = asyncio.get_running_loop()
         arriving = _Arriving(asyncio.current_task(), loop.time())
         self._arriving.add(arriving)
@@ -60,7 +60,7 @@ class Arrivals:
                 arriving.received = len(body)
                 if len(body) > max_bytes:
                     raise PayloadTooLarge(refusal)
-                if len(body) > FREE_BYTES and "held_bytes" not in request.scope["state"]:
+                if length is None and len(body) > FREE_BYTES and "held_bytes" not in request.scope["state"]:
                     self._arriving.discard(arriving)  # it is we who keep it waiting
                     await self._hold(request, announced * weight)
                     arriving.since_s = loop.time()
@@ -75,9 +75,9 @@ class Arrivals:
             ) from None
         finally:
             self._arriving.discard(arriving)
-        held, needed = request.scope["state"].get("held_bytes", 0), len(body) * weight
-        if held > needed:  # where the length was not announced
-            self.bytes.give(request.scope["state"]["client"], held - needed)
+        if length is None and "held_bytes" in request.scope["state"]:
+            needed = len(body) * weight
+            self.bytes.give(request.scope["state"]["client"], request.scope["state"]["held_bytes"] - needed)
             request.scope["state"]["held_bytes"] = needed
         return body
 
@@ -116,3 +116,11 @@ class Arrivals:
                 arriving.is_late = True
                 arriving.task.cancel()
         self._watch(loop)
+
+
+def _announced(request: Request) -> int | None:
+    """Content-Length, where there is one. Starlette's Headers take as long as the rest of `read`."""
+    for name, value in request.scope["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return None

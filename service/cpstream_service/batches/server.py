@@ -8,7 +8,6 @@ filled again only when nothing refers to it any more: uvicorn's `send` returns w
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -59,7 +58,7 @@ class BatchServer:
 
     def __init__(self, snapshot: Snapshot, settings: ServeSettings) -> None:
         self.open_streams = 0
-        self._streams_of: Counter[str] = Counter()
+        self._streams_of: dict[str, int] = {}
         self._settings = settings
         self._executor = ThreadPoolExecutor(GATHER_THREADS, thread_name_prefix="gather")
         self._orders = OrderCache(self._executor)
@@ -167,7 +166,7 @@ class BatchServer:
     @contextmanager
     def stream(self, client: str) -> Iterator[None]:
         """Within, one stream more is open, of batches or of a file, of this client's. Raises TooManyStreams, Overloaded."""
-        of_client = self._streams_of[client]
+        of_client = self._streams_of.get(client, 0)
         if of_client >= self._settings.max_streams_per_client:
             raise TooManyStreams(
                 f"{of_client} streams of {client} are open, as many as one client may have (--max-streams-per-client); "
@@ -176,14 +175,14 @@ class BatchServer:
         if self.open_streams >= self._settings.max_streams:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
         self.open_streams += 1
-        self._streams_of[client] += 1
+        self._streams_of[client] = of_client + 1
         try:
             yield
         finally:
             self.open_streams -= 1
-            self._streams_of[client] -= 1
-            if not self._streams_of[client]:
-                del self._streams_of[client]
+            left = self._streams_of.pop(client) - 1
+            if left:
+                self._streams_of[client] = left
 
     async def turn(self, client: str) -> None:
         """Returns when a chunk that was made elsewhere may be sent to this client."""

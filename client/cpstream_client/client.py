@@ -4,17 +4,15 @@ Small JSON replies and the batch stream share one HTTP layer (transport/), and s
 """
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from tqdm import tqdm
 
 from .buffers import BufferPool
 from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitInfo, SplitList
@@ -32,12 +30,13 @@ from .contract.wire import (
     split_path,
 )
 from .errors import B, CorruptedError, CpstreamError, TransportError, UnavailableError
-from .frames import frame_of, import_pandas, join
+from .progress import shown
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
 from .stream.reader import Batch, Expected, joined, read_batches, to_arrow
 from .stream.sizes import sizes_of
+from .tables import Tables
 from .transport.endpoints import Endpoint
 from .transport.options import (
     Auth,
@@ -57,15 +56,12 @@ from .transport.pace import MAX_CONNECTIONS
 from .transport.retry import Patience, Retry
 from .transport.service import Service
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 T = TypeVar("T")
 MAX_INDICES = 8 * 1024**2
 """Of one request: its body has at most 64 MiB."""
 
 
-class Client:
+class Client(Tables):
     """A service, seen from a machine that trains or looks. Picklable; connections open lazily, per process.
 
     url: of the service, or of several replicas of it. token: as the service's --token (default: CPSTREAM_TOKEN, or what the file
@@ -248,61 +244,17 @@ class Client:
         return self._retried(ask, self.service.retry)
 
     def load(self, split: str, *, dtype: Dtype = "float32", info: SplitInfo | None = None) -> Batch:
-        """A whole split: embeddings (N, D), cps (N,), index (N,). A progress bar appears when it takes longer than 2 s."""
+        """A whole split: embeddings (N, D), cps (N,), index (N,). At a terminal, a bar shows how far it is."""
         info = info or self.split(split)
         n = info.num_samples
         embeddings = np.empty((n, info.embedding_dim), dtype)
         cps = np.empty(n, np.float32)
         at = 0
-        with progress_bar(f"downloading {split}", n) as bar:
-            for batch in self.whole(("embedding", "cps"), info, dtype):
-                embeddings[at : at + batch.num_rows] = batch.embeddings
-                cps[at : at + batch.num_rows] = batch.cps
-                at += batch.num_rows
-                bar.update(batch.num_rows)
+        for batch in shown(self.whole(("embedding", "cps"), info, dtype), f"downloading {split}", n):
+            embeddings[at : at + batch.num_rows] = batch.embeddings
+            cps[at : at + batch.num_rows] = batch.cps
+            at += batch.num_rows
         return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
-
-    # As tables
-
-    def frame(
-        self,
-        split: str,
-        columns: Sequence[Column] = ("file_path", "cps"),
-        *,
-        dtype: Dtype = "float32",
-        info: SplitInfo | None = None,
-    ) -> "pd.DataFrame":
-        """A whole split as a pandas DataFrame, in the split's order: its index is the samples' `index`.
-
-        columns: in the order wanted. `cps` is float32; `embedding`, which is not there by default, holds an array (D,) of dtype in
-        each cell, all of them views of one (N, D) array, which `numpy.stack(frame["embedding"])` gives. info: the split as known,
-        to pin its data. Needs cpstream[pandas].
-        """
-        import_pandas()  # before a download that would be for nothing
-        info = info or self.split(split)
-        columns = tuple(name for name in columns if name != "index")
-        wanted: tuple[Column, ...] = columns or ("index",)
-        return frame_of(self.whole(wanted, info, dtype), info, columns, dtype)
-
-    def join(
-        self,
-        split: str,
-        frame: "pd.DataFrame",
-        on: Literal["index", "file_path"] | None = None,
-        *,
-        columns: Sequence[Column] = ("cps",),
-        partial: bool = False,
-        info: SplitInfo | None = None,
-    ) -> "pd.DataFrame":
-        """A frame about the samples of a split, such as predictions, in the split's order beside file_path and these columns of it.
-
-        Rows belong to samples by `on`: by default by their `file_path`, or else by their `index`, each a column or the name of the
-        frame's index. There must be one row for each sample and no other, or UnmatchedError says how many are missing or unknown,
-        and which come first; with partial=True a warning says so and the others are joined. Several equal rows of a sample count as
-        one. Needs cpstream[pandas].
-        """
-        own: tuple[Column, ...] = ("file_path", *(name for name in columns if name != "file_path"))
-        return join(self.frame(split, own, info=info), frame, split, on, partial)
 
     def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None, retry: Retry | None = None) -> B:
         def ask(endpoint: Endpoint) -> B:
@@ -335,13 +287,3 @@ def client_of(source: str | Sequence[str] | Client, options: ClientOptions) -> C
     if options:
         raise TypeError(f"{', '.join(options)} given beside a Client; give it to the Client, or give the url in the Client's place")
     return source
-
-
-DELAY_S = 2.0
-
-
-def progress_bar(what: str, total: int) -> "tqdm[None]":
-    """A bar that counts samples. Silent where standard error is no terminal, as in a job's log."""
-    return tqdm(
-        total=total, desc=what, unit=" samples", unit_scale=True, delay=DELAY_S, leave=False, disable=not sys.stderr.isatty()
-    )

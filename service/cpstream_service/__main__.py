@@ -1,5 +1,6 @@
 """The command `cpstream`, also as `python -m cpstream_service`."""
 
+import io
 import os
 import signal
 import sys
@@ -18,10 +19,12 @@ def main() -> None:
     if missing:
         print(f"cpstream: missing {', '.join(missing)}; run: pip install 'cpstream[cli]'", file=sys.stderr)  # noqa: T201
         raise SystemExit(1)
-    from .cli.app import run
-
     try:
+        from .cli.app import run
+
         run()
+    except KeyboardInterrupt:  # while it is still being imported
+        sys.exit(128 + signal.SIGINT)
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if callable(signal.getsignal(number)):  # a Python function would only interrupt what ends the interpreter
@@ -39,8 +42,8 @@ def _open_standard_streams() -> None:
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number that is free: this one
             setattr(sys, name, os.fdopen(number, mode, closefd=False))
-        if mode == "w":
-            getattr(sys, name).reconfigure(errors="backslashreplace")
+        if mode == "w" and isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

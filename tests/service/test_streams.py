@@ -1,9 +1,12 @@
 """Every command where its streams are closed, full or of ASCII alone, and where there is no home and no terminal."""
 
+import fcntl
 import json
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -134,3 +137,37 @@ def test_a_url_without_its_scheme_is_told_what_it_may_be() -> None:
         )
     with pytest.raises(ValueError, match=r"url is 'data'; it must look like http://data:8000; did you mean http://data\?"):
         Client("data")
+
+
+def test_a_file_that_is_no_source_is_told_what_was_expected(tmp_path: Path) -> None:
+    page = tmp_path / "README.md"
+    page.write_text("# a page")
+    done = run("check", str(page))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"cpstream: {page} is neither a folder that holds numpy_embs.npy nor a .npy file; set --source-path to one, "
+        "or --source-type to what it is\n"
+    )
+
+
+@pytest.mark.parametrize("call", ["load('dev')", "frame('dev')"])
+def test_a_bar_is_drawn_for_a_terminal_alone(call: str, server: Server) -> None:
+    program = f"import sys; from cpstream_client import Client, progress; progress.DELAY_S = 0; Client(sys.argv[1]).{call}"
+    command = [sys.executable, "-c", program, server.url]
+    assert subprocess.run(command, capture_output=True, check=True).stderr == b""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # tqdm draws nothing where there is no room
+    subprocess.run(command, stderr=theirs, check=True)
+    assert b"downloading dev" in os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+
+
+def test_ctrl_c_while_it_is_imported_is_no_traceback() -> None:
+    program = "import sys, signal; sys.modules['cyclopts'] = None; from cpstream_service import __main__ as m; m._NEEDED = ()\n"
+    program += "import builtins; real = builtins.__import__\n"
+    program += "def stop(name, *rest, **more):\n    if name == 'cyclopts': signal.raise_signal(signal.SIGINT)\n"
+    program += "    return real(name, *rest, **more)\n"
+    program += "builtins.__import__ = stop; m.main()"
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -34,7 +34,10 @@ def _npy() -> Kind:
     def read(path: Path, splits: Sequence[str], columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
         return read_npy(npy_file(path), splits, columns, progress=progress)
 
-    return Kind(f"the folder that holds {FILE_NAME}", read, lambda path: [npy_file(path)], lambda path: npy_file(path).is_file())
+    def fits(path: Path) -> bool:
+        return path.suffix == ".npy" or (path / FILE_NAME).is_file()
+
+    return Kind(f"the folder that holds {FILE_NAME}", read, lambda path: [npy_file(path)], fits)
 
 
 def _npy_folder() -> Kind:
@@ -117,4 +120,10 @@ def _one(found: dict[str, SourceSplit], split: str, path: Path) -> SourceSplit:
 
 
 def npy_file(path: Path) -> Path:
+    """The file that a path means. Raises DataError for one of another kind."""
+    if path.suffix != ".npy" and path.is_file():
+        raise DataError(
+            f"{path} is neither a folder that holds {FILE_NAME} nor a .npy file; set --source-path to one, "
+            "or --source-type to what it is"
+        )
     return path if path.suffix == ".npy" else path / FILE_NAME

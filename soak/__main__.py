@@ -33,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 PLOT = ROOT / "docs" / "images" / "soak.png"
 SAMPLE_S, SAY_S, KILL_S = 5.0, 30.0, 90.0
 WORKERS = 2
+ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "262144"}
+"""One arena, and large pieces given back: glibc's usual ones, one a thread, fill with holes for long, which would hide a leak."""
 FAULTS = tuple(kind for kind in KINDS if kind != "flip_request")
 """Every connection breaks here, and a refusal that comes twice in a row is believed: see "Refusals" in docs/guarantees.md."""
 
@@ -67,7 +69,13 @@ class Actors:
         command = [sys.executable, "-m", "soak.actors", kind, *arguments]
         with (self._folder / f"{kind}.err").open("wb") as errors:
             return subprocess.Popen(
-                command, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+                command,
+                cwd=ROOT,
+                env=environment(ALLOCATOR),
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
             )
 
     def _listen(self, kind: str, lines: IO[str]) -> None:
@@ -84,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(temporary)
         Truth.of(given.samples, given.dim).write(folder / "source")
         options = ("--workers", str(WORKERS))
-        service = stack.enter_context(serving(folder / "source", folder / "snapshots", *options))
+        service = stack.enter_context(serving(folder / "source", folder / "snapshots", *options, env=ALLOCATOR))
         proxy = stack.enter_context(FaultProxy(service.url, given.seed, reply_bytes=2_000_000, kinds=FAULTS))
         task = [service.url, proxy.url, str(given.samples), str(given.dim), str(seconds), str(given.seed)]
         actors = Actors(("good", "workers", "bad"), task, folder)

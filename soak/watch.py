@@ -8,7 +8,7 @@ import numpy as np
 
 WARM_UP, WARM_UP_S = 0.2, 120.0
 """Share of the run that does not count, for pools and caches fill; up to half of a short run, to have so many seconds."""
-GROWTH = {"memory": (0.05, 16.0), "threads": (0.1, 4.0), "descriptors": (0.1, 16.0)}
+GROWTH = {"memory": (0.1, 16.0), "threads": (0.1, 4.0), "descriptors": (0.1, 16.0)}
 """By how much a run may end above its beginning: this share of the median, or so many MB, threads, descriptors, if that is more."""
 
 

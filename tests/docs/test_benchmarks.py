@@ -48,6 +48,7 @@ def test_list_names_every_measurement(tmp_path: Path) -> None:
         "gpu-cache",
         "start",
         "scaling",
+        "attacks",
     } <= set(names)
 
 

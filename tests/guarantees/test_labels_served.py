@@ -104,11 +104,11 @@ def test_batches_and_take_of_the_client(served: tuple[str, Split]) -> None:
         np.testing.assert_array_equal(frame["cps"], split.cps)
 
 
-@pytest.mark.parametrize("cache", [None, "auto", "memory", "directory"])
+@pytest.mark.parametrize("cache", [None, "auto", "memory", "directory", "device"])
 @pytest.mark.parametrize("batch_size", [8, 3])
 def test_datasets(served: tuple[str, Split], cache: str | None, batch_size: int, tmp_path: Path) -> None:
     url, split = served
-    options: Any = {"cache": str(tmp_path) if cache == "directory" else cache}
+    options: Any = {"cache": str(tmp_path) if cache == "directory" else cache, "device": "cpu" if cache == "device" else None}
     dataset = StreamingEmbeddingsDataset(
         url, "train", batch_size=batch_size, shuffle=True, seed=3, columns=(*COLUMNS, "index"), remainder="exact", **options
     )

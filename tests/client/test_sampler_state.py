@@ -297,6 +297,27 @@ def test_set_epoch_keeps_a_position_of_that_epoch(server: Server) -> None:
         assert rest(after) == expected
 
 
+def test_who_tells_the_loaders_sampler_of_an_epoch_tells_the_sampler(server: Server) -> None:
+    """As Lightning does."""
+    sampler: Any = DistributedSampler(range(N), num_replicas=1, rank=0)  # type: ignore[arg-type]
+    train: Any = made(server, sampler)
+    train.sampler.set_epoch(3)
+    assert (sampler.epoch, train.epoch) == (3, 3)
+
+
+def test_an_epoch_of_which_the_sampler_knows_nothing_is_warned_of(server: Server) -> None:
+    train = made(server, Shuffled(seeded(1)))
+    for epoch in range(3):
+        train.set_epoch(epoch)
+        rest(train)
+    fresh = made(server, Shuffled(seeded(1)))
+    with pytest.warns(UserWarning, match="epoch 2 was chosen, and Shuffled knows nothing of epochs"):
+        fresh.set_epoch(2)
+    other = made(server, Shuffled(seeded(1)))
+    other.load_state_dict(train.state_dict())
+    other.set_epoch(other.epoch)
+
+
 def test_a_pass_that_was_left_begins_again(server: Server) -> None:
     train = made(server, DistributedSampler(range(N), num_replicas=1, rank=0))  # type: ignore[arg-type]
     assert some(train, 3) == rest(train)[:3]

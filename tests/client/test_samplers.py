@@ -266,6 +266,19 @@ def batches_of(sampler: Any, batch_size: int) -> list[list[int]]:
     return [list(batch) for batch in BatchSampler(sampler, batch_size, drop_last=False)]
 
 
+def test_a_batch_sampler_given_as_sampler_is_one(server: Server) -> None:
+    """As in DataLoader(..., batch_size=None, sampler=BatchSampler(...)), the fastest way to use torch's."""
+    ours = loader(of(server, columns=("index",)), sampler=BatchSampler(range(50), 8, drop_last=True))
+    assert indices_of(ours) == batches_of(range(48), 8)
+
+
+def test_an_iterator_serves_one_epoch_and_says_so(server: Server) -> None:
+    ours = loader(of(server, columns=("index",)), sampler=iter(range(30)), batch_size=10)
+    assert indices_of(ours) == batches_of(range(30), 10)
+    with pytest.raises(TypeError, match="range_iterator is an iterator, and at its end"):
+        next(iter(ours))
+
+
 # The audit
 
 

@@ -28,6 +28,7 @@ class Draws:
         self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
         self._iterator: Iterator[Any] | None = None
         self._error: Exception | None = None
+        self._has_ended = False
 
     def __len__(self) -> int:
         """Batches of an epoch, as torch counts them. Raises TypeError where the sampler has no length."""
@@ -40,7 +41,12 @@ class Draws:
         return length // self.batch_size if self.drop_last else -(-length // self.batch_size)
 
     def begin(self) -> None:
-        """Begin an epoch."""
+        """Begin an epoch. Raises TypeError for a sampler that cannot begin again, as an iterator that is at its end."""
+        if self._has_ended and iter(self.sampler) is self.sampler:
+            raise TypeError(
+                f"{name_of(self.sampler)} is an iterator, and at its end; give a sampler, which begins anew with each epoch: "
+                "an object with __iter__"
+            )
         # An array yields an object for each index, which takes ten times as long.
         is_row = self.batch_size is not None and isinstance(self.sampler, np.ndarray | torch.Tensor)
         self._iterator, self._error = iter(self.sampler.tolist() if is_row else self.sampler), None  # type: ignore[attr-defined]
@@ -60,7 +66,7 @@ class Draws:
                 return self._checked(drawn, num_samples, split)
         except Exception as error:  # the batches before it come first
             self._error = error
-        self._iterator = None
+        self._iterator, self._has_ended = None, True
         return None
 
     @property

@@ -120,6 +120,43 @@ def taker_ahead(loader: object, who: object) -> str:
     return "Ray Train's prepare_data_loader" if getattr(who, "_dataloader", None) is loader and hasattr(who, "next_batch") else ""
 
 
+def prefetcher() -> str:
+    """The name of what takes batches ahead from a loader without length, as Lightning's fetcher does; "" if nothing."""
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        who = frame.f_locals.get("self")
+        if getattr(who, "prefetch_batches", 0) and getattr(who, "length", 0) is None:
+            return type(who).__module__.partition(".")[0].capitalize()
+        frame = frame.f_back
+    return ""
+
+
+def refuse_saving(taker: str, sampler: str) -> None:
+    """In mid-epoch, where a prefetcher is at work. taker: its name, "" if there is none."""
+    if taker:
+        raise CpstreamError(
+            f"{taker} takes a batch ahead of the loop from a loader without length, and the state would count it although the "
+            f"model has not seen it: give {sampler} a __len__, or save at the end of the epoch"
+        )
+
+
+def refuse_resuming(taker: str, sampler: str) -> None:
+    """Where a prefetcher is at work: it begins before a state is loaded, and once more after that."""
+    if taker:
+        raise CpstreamError(
+            f"{taker} takes a batch of a loader without length before it goes on from a state, and samples would be lost: give "
+            f"{sampler} a __len__"
+        )
+
+
+def warn_of_epoch(epoch: int, sampler: str) -> None:
+    warnings.warn(
+        f"epoch {epoch} was chosen, and {sampler} knows nothing of epochs: it goes on where its generator is, in a new process "
+        "from the beginning. load_state_dict brings it to where it was (Lightning calls it only for checkpoints in mid-epoch)",
+        stacklevel=3,
+    )
+
+
 def warn_of_repetition(dataset: object) -> None:
     warnings.warn(
         f"{dataset!r} begins the same shuffled epoch again, in the same order: call set_epoch(epoch) before each, or use "

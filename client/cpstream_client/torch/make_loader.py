@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch.utils.data import BatchSampler
 
 from .draws import Draws, name_of
 from .items import Item
@@ -59,6 +60,7 @@ def loader(
     else:
         sampled = made = SampledLoader(dataset, batch_size=None, **options)
         sampled.use(draws, ahead)
+        sampled.sampler.set_epoch = sampled.set_epoch  # type: ignore[attr-defined]
     made.device, made.advance = on, advance
     return made
 
@@ -82,6 +84,8 @@ def _draws(
                     f"{name} is {value}; it goes with a sampler; without one, give the dataset drop_last and prefetch_bytes"
                 )
         return None
+    if isinstance(sampler, BatchSampler) and batch_sampler is None:  # as DataLoader(sampler=BatchSampler(...), batch_size=None)
+        sampler, batch_sampler = None, sampler
     given: Any = sampler if batch_sampler is None else batch_sampler
     if sampler is not None and batch_sampler is not None:
         raise ValueError("sampler and batch_sampler are given; give one of them: a batch_sampler draws whole batches")

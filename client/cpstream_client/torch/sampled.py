@@ -15,7 +15,7 @@ from ..stream.course import row_bytes
 from .device import to_device
 from .drawn import Drawn, digest_of
 from .draws import Draws, name_of
-from .guard import refuse_state_ahead
+from .guard import prefetcher, refuse_resuming, refuse_saving, refuse_state_ahead, warn_of_epoch
 from .items import Item, cut_at
 from .loader import Loader
 from .sampler_state import SamplerState, same
@@ -34,8 +34,9 @@ class SampledLoader(Loader[Item]):
         self._name = self.dataset.has_sampler = name_of(draws.sampler)
         self._run: Drawn | None = None
         self._resume: Mapping[str, Any] | None = None
+        self._prefetcher = ""  # what takes a batch before the loop asks for it
         self._told = self._sampler_state.epoch  # what the sampler's own epoch was when we last looked
-        self._epoch, self._announced = self._told or 0, False
+        self._epoch, self._announced, self._has_run = self._told or 0, False, False
 
     # Epochs and lengths
 
@@ -57,9 +58,14 @@ class SampledLoader(Loader[Item]):
         """
         if operator.index(epoch) < 0:
             raise ValueError(f"epoch is {epoch}; it must be 0 or more")
+        is_next = epoch == self.epoch or (self._has_run and epoch == self._epoch + 1)
+        if not is_next and not self._sampler_state.follows_epochs:
+            warn_of_epoch(epoch, self._name)
         if self._resume is not None and self._resume["epoch"] != epoch:
             self._resume = None
-        self._announced, self._run = True, None
+        self._announced = True
+        if self._run is not None and (self._run.finished or self._run.epoch != epoch):
+            self._run = None
         self._tell(epoch)
 
     def _tell(self, epoch: int) -> None:
@@ -92,6 +98,8 @@ class SampledLoader(Loader[Item]):
     # An iteration
 
     def _iterate(self) -> Iterator[Item]:
+        self._prefetcher = "" if self._has_length else prefetcher()
+        refuse_resuming(self._prefetcher if self._resume is not None else "", self._name)
         run = self._run = self._begin()
         items = self._items(run)
         moved: Iterator[Any] = items
@@ -104,7 +112,16 @@ class SampledLoader(Loader[Item]):
             run.deliver()
             yield item if convert is None else convert(item)
             del item
+        self._prefetcher = ""
         self._draws.raise_error()
+
+    @property
+    def _has_length(self) -> bool:
+        try:
+            len(self)
+        except TypeError:
+            return False
+        return True
 
     def _items(self, run: Drawn) -> Iterator[Item]:
         dataset, nothing = self.dataset, iter(())
@@ -165,7 +182,7 @@ class SampledLoader(Loader[Item]):
     def _begin(self) -> Drawn:
         # Drawn by torch's DataLoader for its workers: what the sampler draws from torch's global generator stays the same.
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
-        epoch, resume, self._resume = self.epoch, self._resume, None
+        epoch, resume, self._resume, self._has_run = self.epoch, self._resume, None, True
         told = self._sampler_state.epoch
         self._announced |= told is not None and told != self._told
         self._tell(epoch)
@@ -185,6 +202,7 @@ class SampledLoader(Loader[Item]):
         """
         self._sampler_state.check_kind()
         refuse_state_ahead(self.dataset, self.dataset.taker_ahead)
+        refuse_saving(self._prefetcher if self._run is not None else "", self._name)
         run = self._run
         if self._resume is not None:
             return dict(self._resume)
@@ -215,6 +233,7 @@ class SampledLoader(Loader[Item]):
                 "save and load a state for each"
             )
         self._sampler_state.check(state)
+        refuse_resuming(self._prefetcher if self._run is not None else "", self._name)
         self._resume, self._run = dict(state), None
 
     def _identity(self) -> dict[str, Any]:

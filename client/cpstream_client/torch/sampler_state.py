@@ -67,6 +67,11 @@ class SamplerState:
             sampler.set_epoch(epoch)
 
     @property
+    def follows_epochs(self) -> bool:
+        """Whether it depends on the epoch that it is told, or on none."""
+        return bool(self._outer) or self.kind == "epoch"
+
+    @property
     def epoch(self) -> int | None:
         """The sampler's own, where it shows one: set_epoch of the sampler itself counts, too."""
         epoch = getattr(self._outer[0], "epoch", None) if self._outer else None

@@ -78,7 +78,7 @@ class AlignedSplit:
 
 
 def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> AlignedSplit:
-    """Align one split. Never raises: what cannot be used is in the report."""
+    """Align one split. What cannot be used is in the report; DataError where the file of the rows has changed."""
     rule = rule.with_bare_keys() if source.bare_keys else rule
     drops = Drops()
     judged = ThreadPoolExecutor(1, thread_name_prefix="judge-rows")

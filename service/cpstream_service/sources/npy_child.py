@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,7 @@ def _die_with(parent: int) -> None:
 
 def _limit(memory_bytes: int, cpu_s: int) -> None:
     """Beyond what the process has now. RLIMIT_AS, which counts all that is mapped, is for kernels without RLIMIT_DATA."""
-    size, data = 0, 0
-    if sys.platform == "linux":
+    with suppress(OSError):  # no /proc, nor any way to know what it has
         fields = [int(text) * resource.getpagesize() for text in Path("/proc/self/statm").read_text().split()]
         size, data = fields[0], fields[5]
         _lower(resource.RLIMIT_DATA, data + memory_bytes)

@@ -47,10 +47,14 @@ def measure(bench: Bench) -> Iterator[Finding]:
     samples, seconds = bench.options.pick(200_000, 4_000), bench.options.pick(20, 5) / 10
     source = make_data(bench.folder / "attacked", samples, DIM).folder
     snapshots = bench.folder / "snapshots-attacked"
-    figures = {name: Rounds() for name in ATTACKS}
+    attacks = [*ATTACKS][:: bench.options.pick(1, 7)]
+    figures = {name: Rounds() for name in attacks}
     rounds = bench.options.pick(min(2, bench.options.rounds), 1)
     for number in range(1, rounds + 1):
-        for names, open_files in (([name for name in ATTACKS if name != FEW_FILES], None), ([FEW_FILES], OPEN_FILES)):
+        for open_files in (None, OPEN_FILES):
+            names = [name for name in attacks if (name == FEW_FILES) == (open_files is not None)]
+            if not names:
+                continue
             for path in snapshots.glob("*/*/embeddings.float16.*"):
                 path.unlink()
             with serving(source, snapshots, open_files=open_files) as service, Trainer(service) as trainer:

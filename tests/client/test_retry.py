@@ -103,11 +103,12 @@ def test_a_negative_time_is_refused(field: str, value: float) -> None:
 @pytest.mark.parametrize("code", ErrorCode)
 def test_what_is_retried(code: ErrorCode) -> None:
     error = problem_error(code)
-    assert is_retryable(error) == (code.status >= 500)
+    passes = code.status >= 500 or code in (ErrorCode.BODY_TIMEOUT, ErrorCode.TOO_MANY_STREAMS)
+    assert is_retryable(error) == passes
     if code in (ErrorCode.UNKNOWN_SPLIT, ErrorCode.NOT_FOUND, ErrorCode.DATASET_CHANGED):
         with pytest.raises(type(error)):
             Patience(Retry()).wait_s(error)
-    elif code.status < 500:
+    elif not passes:
         patience = Patience(Retry())
         assert patience.wait_s(error) == 0  # a damaged header may have caused it: asked once more, at once
         with pytest.raises(type(error)):

@@ -526,3 +526,22 @@ def test_a_gateway_that_is_back_is_not_noticed(snapshot: Snapshot, status: int) 
 
     with serving(away) as url:
         check_epoch(url, retry=Retry(first_delay_s=0.01))
+
+
+def test_a_reply_that_lost_its_headers_is_damage(snapshot: Snapshot) -> None:
+    """However often in a row: what else answers with 200 says of what type its page is."""
+    app = create_app(snapshot, ServeSettings())
+    left = 3
+
+    async def bare(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal left
+        if scope["type"] == "http" and left:
+            left -= 1
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"content of which nobody knows what it is"})
+        else:
+            await app(scope, receive, send)
+
+    with serving(bare) as url:
+        check_epoch(url, retry=Retry(first_delay_s=0.01))
+    assert left == 0

@@ -139,7 +139,10 @@ class Reply:
         detail = f"answered {status} {reason} without a problem body; is this a cpstream service?"
         if status in _GATEWAY_AWAY:
             return self._gateways(detail, retry_after_s)
-        if self._is_the_services or status >= 500 or status < 200 or (status == 400 and body == _DAMAGED_REQUEST):
+        is_damaged = status >= 500 or status < 200 or (status == 400 and body == _DAMAGED_REQUEST)
+        if status == 200 and "Content-Type" not in self._answer.headers:
+            is_damaged = True  # whatever else answers, such as a login page, says what it is
+        if self._is_the_services or is_damaged:
             if status == 200:
                 return CorruptedError(f"{self.url}: the reply is {got}, not {wanted}")
             return CorruptedError(f"{self.url}: {detail}")

@@ -3,7 +3,8 @@
 import time
 from dataclasses import dataclass, field
 
-from ..contract.wire import ARROW_STREAM
+from ..contract.wire import ARROW_STREAM, ErrorCode
+from ..errors import CorruptedError, ServiceError
 from ..transport.asked import Asked
 from ..transport.endpoints import Endpoint
 from ..transport.replies import Reply
@@ -34,8 +35,14 @@ class Request:
             self.asked.hurry()
 
     def reply(self) -> Reply:
+        """Raises CorruptedError where the service read other indices than were sent, which are all of the split."""
         assert self.asked is not None  # noqa: S101 - it has been sent
-        return self.asked.reply()
+        try:
+            return self.asked.reply()
+        except ServiceError as error:
+            if self.ask.body is None or error.code != ErrorCode.INDEX_OUT_OF_RANGE.code:
+                raise
+            raise CorruptedError(f"the indices arrived damaged: {error}") from error
 
     def abandon(self) -> None:
         """Nobody wants the reply any more."""

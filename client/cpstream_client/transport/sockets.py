@@ -36,11 +36,14 @@ def round_trip_s(sock: socket.socket, elapsed_s: float) -> float:
 
     By the kernel where it says so: its clock counts no name server and no TLS, nor how long this process waits for a CPU.
     """
-    if sys.platform == "linux":
+    if sys.platform != "linux":
+        return elapsed_s
+    try:
         information = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + 4)
-        microseconds: int = struct.unpack_from("@I", information, _RTT_AT)[0]
-        return microseconds / 1e6
-    return elapsed_s
+    except OSError:  # it is not TCP
+        return elapsed_s
+    microseconds: int = struct.unpack_from("@I", information, _RTT_AT)[0]
+    return microseconds / 1e6
 
 
 class Line:

@@ -205,6 +205,13 @@ def test_one_table_for_all_splits(source: Path) -> None:
         load(replace(settings, splits=("dev",)))
 
 
+def test_what_aligns_nothing_is_told_on_one_line_whatever_the_paths_are(source: Path) -> None:
+    write_cps(source / "dev_cps.csv", [(path.replace("/", "/\r\n"), rate) for path, rate in cps_of(ROWS["dev"])])
+    with pytest.raises(AlignmentError, match="5 paths differ in blanks only") as caught:
+        load(make_settings(source))
+    assert str(caught.value).isprintable()
+
+
 def test_one_table_for_several_splits_matches_equal_paths_only(source: Path) -> None:
     """Or else the table of one split would serve all of them with its rates."""
     rows = {name: [{**row, "file_path": f"/data/{name}/{row['file_path']}"} for row in rows] for name, rows in ROWS.items()}

@@ -61,16 +61,16 @@ def _remedy(settings: DataSettings, report: AlignmentReport) -> str:
     count = sum(root.count for root in report.roots)
     if len(report.roots) > _MOST_ROOTS:
         root = report.roots[0]
-        first = shortened(root.embeddings or root.cps, MAX_EXAMPLE)
+        first = shortened(plain(root.embeddings or root.cps), MAX_EXAMPLE)
         return (
             f"{count} paths are the ends of others, behind many different folders (first: {first}): write whole paths on both sides"
         )
     if report.roots:
-        options = " ".join(dict.fromkeys(option for root in report.roots for option in root.options))
+        options = plain(" ".join(dict.fromkeys(option for root in report.roots for option in root.options)))
         return f"the paths differ by their roots: {options} matches {count} rows, if these folders hold the same recordings"
     if report.spellings:
         most = max(report.spellings, key=lambda spelling: spelling.count)
-        return f"{most.count} paths differ in {most.differs_in} only, {shortened(most.examples[0], 2 * MAX_EXAMPLE)}: {most.remedy}"
+        return f"{most.count} paths differ in {most.differs_in} only, {shortened(plain(most.examples[0]), 2 * MAX_EXAMPLE)}: {most.remedy}"
     at_fault = sum(entry.count for entry in report.dropped if entry.reason in _PATHS_AT_FAULT)
     if at_fault and at_fault >= sum(entry.count for entry in report.dropped) - at_fault:
         return "correct the paths, or --cps-csv"

@@ -107,8 +107,8 @@ def _checked_schema(
     said = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (schema.metadata or {}).items()}
     for name, value in metadata:
         if said.get(name) != value:
-            got = said.get(name)
-            raise CorruptedError(f"{url}: the stream says {name}={got and got[:300]!r} where {value!r} was asked for")
+            other = said.get(name)
+            raise CorruptedError(f"{url}: the stream says {name}={other and other[:300]!r} where {value!r} was asked for")
     return schema
 
 

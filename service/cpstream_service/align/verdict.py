@@ -70,7 +70,8 @@ def _remedy(settings: DataSettings, report: AlignmentReport) -> str:
         return f"the paths differ by their roots: {options} matches {count} rows, if these folders hold the same recordings"
     if report.spellings:
         most = max(report.spellings, key=lambda spelling: spelling.count)
-        return f"{most.count} paths differ in {most.differs_in} only, {shortened(plain(most.examples[0]), 2 * MAX_EXAMPLE)}: {most.remedy}"
+        example = shortened(plain(most.examples[0]), 2 * MAX_EXAMPLE)
+        return f"{most.count} paths differ in {most.differs_in} only, {example}: {most.remedy}"
     at_fault = sum(entry.count for entry in report.dropped if entry.reason in _PATHS_AT_FAULT)
     if at_fault and at_fault >= sum(entry.count for entry in report.dropped) - at_fault:
         return "correct the paths, or --cps-csv"

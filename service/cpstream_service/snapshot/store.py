@@ -148,7 +148,9 @@ def _open_split(snapshot: Path, entry: Mapping[str, Any], verify: bool) -> Split
             file_paths = _plain(reader.get_batch(0).column(0))
         labels = {name: np.load(folder / label_file(name), mmap_mode="r", allow_pickle=False) for name in info.labels}
     except (OSError, ValueError, EOFError, pa.ArrowException) as error:
-        raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} cannot be read ({error})") from None
+        raise SnapshotInvalid(
+            f"{snapshot.name}: split {info.split!r} cannot be read ({' '.join(str(error).split())[:300]})"
+        ) from None
     shape = (info.num_samples, info.embedding_dim)
     if (embeddings.shape, cps.shape, len(file_paths)) != (shape, shape[:1], shape[0]):
         raise SnapshotInvalid(f"{snapshot.name}: split {info.split!r} has other sizes than its manifest says")

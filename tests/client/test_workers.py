@@ -161,7 +161,7 @@ url = sys.argv[1]
 
 
 def dataset():
-    return StreamingEmbeddingsDataset(url, "train", batch_size=256, shuffle=True, prefetch_bytes=1)
+    return StreamingEmbeddingsDataset(url, "train", batch_size=256, shuffle=True, prefetch_bytes=1, cache=None)
 """
 
 LEFTOVERS = (

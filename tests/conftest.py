@@ -62,10 +62,20 @@ class UvicornServer(uvicorn.Server):
     """uvicorn in a process that lives on: closes what a client that stopped reading keeps open."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            await stop_listening(server)
         await super().shutdown(sockets)
         for connection in list(self.server_state.connections):
             connection.transport.abort()
         await asyncio.sleep(0)  # for connection_lost
+
+
+async def stop_listening(server: asyncio.Server) -> None:
+    """What was accepted is given to its transport first: asyncio leaves it open and unowned if its server is closed before."""
+    for sock in server.sockets:
+        asyncio.get_running_loop().remove_reader(sock.fileno())
+    await asyncio.sleep(0)
+    server.close()
 
 
 def bound(port: int = 0, host: str = "127.0.0.1") -> socket.socket:

@@ -18,6 +18,8 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 
+from conftest import stop_listening
+
 KINDS = ("cut", "reset", "stall", "slow", "refuse", "bad_gateway", "flip_reply", "flip_request")
 _WEIGHTS = {"flip_reply": 4, "flip_request": 3}
 """These have the most ways to go wrong, and a cut comes behind them anyway."""
@@ -72,7 +74,7 @@ class FaultProxy:
 
     async def _close(self) -> None:
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
         for task in list(self._tasks):
             task.cancel()
         for transport in list(self._transports):
@@ -180,7 +182,7 @@ class FaultProxy:
             return  # another connection's refusal is under way
         self.counts["refuse"] += 1
         server, self._server = self._server, None
-        server.close()
+        await stop_listening(server)
         await asyncio.sleep(_REFUSES_S)
         await self._listen()
 

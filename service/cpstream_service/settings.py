@@ -103,6 +103,8 @@ class DataSettings(ChromaSettings):
     """Splits to serve; all that the source holds when not given."""
     strict: bool = False
     """Refuse to start when alignment drops anything."""
+    forget_list: Path | None = None
+    """File of recordings to leave out, paths, one a line; read again whenever it changes while the service runs."""
     snapshot_dir: Path = field(default_factory=_default_snapshot_dir)
     """Folder of the aligned snapshots, memory-mapped by every worker process."""
 

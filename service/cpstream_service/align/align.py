@@ -20,6 +20,7 @@ from ..sources.cps_table import CpsTable
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
 from .differences import Sides, root_differences, spelling_differences
 from .drops import MAX_EXAMPLES, Drops
+from .forget import NOTHING, ForgetList, forgotten
 from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
 
 USUAL_CPS = (1.0, 60.0)
@@ -32,7 +33,8 @@ class AlignedSplit:
     """A split in its served order. file_paths: N normalised paths, ascending; cps (N,) float32.
 
     source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use. drops: every row
-    that was left out. definition: what the rates are, in one line. labels: further ones by name, each (N,) float32.
+    that was left out. definition: what the rates are, in one line. labels: further ones by name, each (N,) float32. listed: keys
+    of the forget list that a row has.
     """
 
     name: str
@@ -44,6 +46,7 @@ class AlignedSplit:
     drops: Drops = field(default_factory=Drops)
     definition: str = ""
     labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    listed: Set[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,14 +80,21 @@ class AlignedSplit:
         return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> AlignedSplit:
-    """Align one split. What cannot be used is in the report; DataError where the file of the rows has changed."""
+def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget: ForgetList = NOTHING) -> AlignedSplit:
+    """Align one split. What cannot be used is in the report; DataError where the file of the rows has changed.
+
+    What shall be forgotten takes part in the matching, so that no other row gets another partner, and is left out then.
+    """
     rule = rule.with_bare_keys() if source.bare_keys else rule
-    drops = Drops()
     judged = ThreadPoolExecutor(1, thread_name_prefix="judge-rows")
     verdicts = judged.submit(judge_rows, source.embeddings)
     embeddings = _Keys(source.file_paths, (problem.file_path for problem in source.problems))
     cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
+    known = embeddings.known, cps_rows.known
+    listed = forget.keys & (known[0] | known[1]) if forget.keys else frozenset()
+    matches = match_paths(*known, rule, source.name) if listed else None
+    gone = (frozenset[str](), frozenset[str]()) if matches is None else forgotten(known, matches, forget)
+    drops = Drops(gone)
     for problem in source.problems:
         drops.add_problem(problem, "embedding")
     for problem in table.problems:
@@ -113,12 +123,12 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
     num_by_head = 0
     roots: tuple[RootDifference, ...] = ()
     spellings: tuple[SpellingDifference, ...] = ()
-    known = embeddings.known, cps_rows.known
-    if len(row_of) == len(known[0]) and len(line_of) == len(known[1]) and row_of.keys() == line_of.keys():
+    if matches is None and len(row_of) == len(known[0]) and len(line_of) == len(known[1]) and row_of.keys() == line_of.keys():
         ours = theirs = sorted(row_of)  # clean data: what follows would find the same, a second later for a million rows
         num_equal = len(ours)
     else:
-        matches = match_paths(*known, rule, source.name)
+        matches = matches or match_paths(*known, rule, source.name)
+        row_of, line_of = _left_out(row_of, gone[0], drops, "embedding"), _left_out(line_of, gone[1], drops, "cps")
         pairs = [(key, key) for key in matches.equal if key in row_of and key in line_of]
         num_equal = len(pairs)
         pairs += [(key, other) for key, other in matches.partners.items() if key in row_of and other in line_of]
@@ -146,7 +156,14 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN) -> Alig
         spellings=spellings,
         warnings=(*_warnings(file_paths, rates, zero[rows]), *_missing_labels(file_paths, labels)),
     )
-    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition, labels)
+    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition, labels, listed)
+
+
+def _left_out(row_of: dict[str, int], gone: Set[str], drops: Drops, side: Side) -> dict[str, int]:
+    """The rows without those that shall be forgotten, which go to drops."""
+    for key in sorted(gone & row_of.keys()):
+        drops.add(Reason.FORGOTTEN, side, key)
+    return {key: row for key, row in row_of.items() if key not in gone} if gone else row_of
 
 
 def _missing_labels(file_paths: list[str], labels: Mapping[str, npt.NDArray[np.float32]]) -> Iterator[Dropped]:

@@ -1,14 +1,14 @@
 """Every row that alignment left out, by reason."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from cpstream_client.contract.bodies import Dropped
 
 from ..sources.rows import Reason, RowProblem
-from .match import Side
+from .match import Side, normalise_path
 
 MAX_EXAMPLES = 5
 
@@ -34,9 +34,14 @@ class _Group:
 
 
 class Drops:
-    """The rows that were left out, all of them, and their first examples."""
+    """The rows that were left out, all of them, and their first examples.
 
-    def __init__(self) -> None:
+    forgotten: keys of each side, embeddings and CPS rows, that shall be forgotten: of these no other reason and no example is kept,
+    as those go into the snapshot and to clients.
+    """
+
+    def __init__(self, forgotten: tuple[Set[str], Set[str]] = (frozenset(), frozenset())) -> None:
+        self._forgotten: dict[Side, Set[str]] = {"embedding": forgotten[0], "cps": forgotten[1]}
         self._groups: dict[tuple[Side, Reason], _Group] = {}
 
     def add(
@@ -51,6 +56,9 @@ class Drops:
         detail: str = "",
     ) -> None:
         """One row. example: how it is shown among the first, if not by its path; None where it is not."""
+        of_side = self._forgotten[side]
+        if of_side and normalise_path(file_path) in of_side:
+            reason, example, detail = Reason.FORGOTTEN, None, ""
         group = self._groups.setdefault((side, reason), _Group())
         if where or detail:
             group.notes[len(group.file_paths)] = where, detail

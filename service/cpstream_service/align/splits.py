@@ -15,23 +15,25 @@ from ..sources.read import read_source
 from ..sources.rows import Reason, SourceSplit
 from ..sources.tables import TablePaths, rates_of, read_table, source_columns
 from .align import AlignedSplit, align, find_leaks
+from .forget import ForgetList, read_forget_list
 from .match import MatchRule, normalise_paths
 
 _MAX_TABLES_BESIDE = 8
 """Tables that are read ahead where no splits are asked for: some may be of none."""
 
 
-def align_all(settings: DataSettings, *, progress: bool = False) -> list[AlignedSplit]:
-    """Every split of the settings, aligned, with leaks between them reported.
+def align_all(settings: DataSettings, *, progress: bool = False, forget: ForgetList | None = None) -> list[AlignedSplit]:
+    """Every split of the settings, aligned, with leaks between them reported. forget: the list of the settings, if it was read.
 
     Raises DataError when something cannot be read; never for what alignment drops: see verdict.py.
     """
+    forget = read_forget_list(settings.forget_list) if forget is None else forget
     tables = TablePaths.of(settings)
     if settings.cps_from != "source":
         _find_tables(settings, tables)
     with _tables_beside(settings, tables) as table_at:
         source = read_source(settings, columns=source_columns(settings), progress=progress)
-        aligned = _aligned(settings, tables, source, table_at, progress)
+        aligned = _aligned(settings, tables, source, table_at, progress, forget)
     leaks = find_leaks(aligned)
     return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
 
@@ -54,7 +56,12 @@ def _tables_beside(settings: DataSettings, tables: TablePaths) -> Iterator[Calla
 
 
 def _aligned(
-    settings: DataSettings, tables: TablePaths, source: dict[str, SourceSplit], table_at: Callable[[Path], CpsTable], progress: bool
+    settings: DataSettings,
+    tables: TablePaths,
+    source: dict[str, SourceSplit],
+    table_at: Callable[[Path], CpsTable],
+    progress: bool,
+    forget: ForgetList,
 ) -> list[AlignedSplit]:
     """Each split with its rates. Empties `source`."""
     rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
@@ -63,14 +70,14 @@ def _aligned(
         aligned = []
         for name in list(source):
             table = rates_of(source[name], settings) if of_source else table_at(tables.of_split(name))
-            aligned.append(align(source.pop(name), table, rule))
+            aligned.append(align(source.pop(name), table, rule, forget))
         return aligned
     table = table_at(Path(tables.template))
-    aligned = _by_one_table(source, table, rule)
+    aligned = _by_one_table(source, table, rule, forget)
     if settings.splits and any(map(_loses_cps_rows, aligned)):
         of_others = _paths_of_other_splits(settings, rule)
         if of_others:
-            return _by_one_table(read_source(settings, progress=progress), table, rule, of_others)
+            return _by_one_table(read_source(settings, progress=progress), table, rule, forget, of_others)
     return aligned
 
 
@@ -95,7 +102,7 @@ def _find_tables(settings: DataSettings, tables: TablePaths) -> None:
 
 
 def _by_one_table(
-    source: dict[str, SourceSplit], table: CpsTable, rule: MatchRule, of_others: Set[str] = frozenset()
+    source: dict[str, SourceSplit], table: CpsTable, rule: MatchRule, forget: ForgetList, of_others: Set[str] = frozenset()
 ) -> list[AlignedSplit]:
     """Align splits with one table. Rows of another split, or of those of `of_others`, are none of this one's. Empties `source`."""
     if len(source) > 1:
@@ -106,7 +113,7 @@ def _by_one_table(
         split = source.pop(name)
         elsewhere = set(of_others).union(*(keys for other, keys in names.items() if other != name)) - names[name]
         own = _without(table, elsewhere, rule.with_bare_keys() if split.bare_keys else rule) if elsewhere else table
-        aligned.append(align(split, own, rule))
+        aligned.append(align(split, own, rule, forget))
     return aligned
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpstream_client.contract.bodies import AlignmentReport
+from cpstream_client.contract.bodies import AlignmentReport, Dropped
 
 from ..errors import AlignmentError
 from ..settings import DataSettings
@@ -43,11 +43,19 @@ def _rates_place(settings: DataSettings, split: str) -> Path | None:
 
 def _reasons(report: AlignmentReport) -> str:
     lost = [entry for entry in report.dropped if entry.reason not in HARMLESS] or report.dropped
-    texts = (f"{entry.count} {entry.reason} (first: {shortened(plain(entry.examples[0]), MAX_EXAMPLE)})" for entry in lost)
-    return ", ".join(texts) or "there are no rows"
+    return ", ".join(map(_reason, lost)) or "there are no rows"
+
+
+def _reason(entry: Dropped) -> str:
+    first = f" (first: {shortened(plain(entry.examples[0]), MAX_EXAMPLE)})" if entry.examples else ""
+    return f"{entry.count} {entry.reason}{first}"
 
 
 _PATHS_AT_FAULT = frozenset({reason.code for reason in (Reason.NO_CPS, Reason.NO_EMBEDDING, Reason.AMBIGUOUS_PATH)})
+
+
+def _is_forgotten(entry: Dropped, side: str) -> bool:
+    return entry.reason == Reason.FORGOTTEN.code and entry.side == side
 
 
 _MOST_ROOTS = 8
@@ -56,6 +64,8 @@ _MOST_ROOTS = 8
 
 def _remedy(settings: DataSettings, report: AlignmentReport) -> str:
     """What to do where nothing aligns, most likely first."""
+    if report.num_embeddings and sum(e.count for e in report.dropped if _is_forgotten(e, "embedding")) == report.num_embeddings:
+        return "the forget list names all of it: leave the split out (--splits)"
     if report.num_embeddings and not report.num_cps and settings.cps_from == "table":
         return "all rows of the table are of other splits: set --cps-csv to the table of this one"
     count = sum(root.count for root in report.roots)

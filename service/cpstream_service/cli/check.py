@@ -49,24 +49,33 @@ def check(folder: Folder = None, /, *, data: Data = None, as_json: AsJson = Fals
     report
         File to write every row that was dropped to: .csv or .parquet.
     """
+    from ..align.forget import read_forget_list, strangers
     from ..align.splits import align_all
     from ..align.verdict import refuse
 
     settings = data_of(folder, data)
     if report is not None:
         refuse_name(report)
-    splits = align_all(settings, progress=True)
+    forget = read_forget_list(settings.forget_list)
+    splits = align_all(settings, progress=True, forget=forget)
     reports = [split.report for split in splits]
     if as_json:
         whole = [split.report.model_dump(mode="json") | {"rows": [row._asdict() for row in split.drops]} for split in splits]
         print(json.dumps(whole, indent=2))  # noqa: T201 - in ASCII, so that no path can harm a terminal
     else:
         print_reports(reports, console())
+    for path, like in strangers(forget, splits).items():
+        complain(f"warning: {settings.forget_list} lists {path!r}, and no row has this path{_like(like)}")
     if report is not None:
         count = write_report(report, splits)
         complain(f"wrote {count:,} dropped rows to {report}")
     refuse(settings, reports)
     return 0
+
+
+def _like(path: str) -> str:
+    """What to do about a path of the forget list that is none."""
+    return f"; a recording like it is served: write its path, {path!r}" if path else ""
 
 
 def print_reports(reports: Sequence[AlignmentReport], to: Console) -> None:
@@ -121,7 +130,7 @@ def _print_entries(to: Console, title: str, entries: Iterable[_Entry], where_the
         to.print(_line(split, what))
         for example in rows.examples:
             _print_example(to, example)
-        if rows.count > len(rows.examples):
+        if rows.count > len(rows.examples) > 0:
             to.print(f"{' ' * INDENT}and {rows.count - len(rows.examples):,} more {where_the_rest_is}".rstrip(), style="dim")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from ..align.forget import NOTHING, ForgetList
 from ..settings import DataSettings
 from ..sources.chroma.address import server_url
 from ..sources.read import source_files
@@ -24,8 +25,16 @@ def hash_of(*parts: object) -> str:
     return blake3(json.dumps(parts).encode()).hexdigest()[:HEX_DIGITS]
 
 
+def digest_of(forget: ForgetList) -> tuple[str, ...]:
+    """What a forget list adds to the key of a snapshot: nothing where it is empty, as without one."""
+    return (forget.digest,) if forget.digest else ()
+
+
 def identity_of(settings: DataSettings) -> str:
-    """Hash of the settings that say which data it is and that shape it."""
+    """Hash of the settings that say which data it is and that shape it.
+
+    Not of the forget list: what was written before there was one is of the same data, and outdated.
+    """
     source_path = settings.source_path
     return hash_of(
         FORMAT,
@@ -68,10 +77,10 @@ class Files:
         groups = tuple(group for group in found if group)
         return cls(groups, tuple(tuple(_stat(path) for path in group) for group in groups))
 
-    def key(self, identity: str, snapshot_dir: Path) -> str:
-        """Hash of their content and names, and of the settings."""
+    def key(self, identity: str, snapshot_dir: Path, forget: ForgetList = NOTHING) -> str:
+        """Hash of their content and names, of the settings, and of what of them is to be forgotten."""
         hashes = [_content_hash(group, snapshot_dir) for group in self.groups]
-        return hash_of(identity, hashes, [str(path) for group in self.groups for path in group])
+        return hash_of(identity, hashes, [str(path) for group in self.groups for path in group], *digest_of(forget))
 
 
 def _stat(path: Path) -> tuple[int, ...]:

@@ -13,13 +13,14 @@ from pathlib import Path
 from cpstream_client.contract.bodies import AlignmentReport
 
 from ..align.align import AlignedSplit
+from ..align.forget import NOTHING, ForgetList, read_forget_list, strangers
 from ..align.splits import align_all
 from ..align.verdict import refuse
 from ..errors import DataError, SourceUnavailableError
 from ..settings import DataSettings
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import dataset_fingerprint, split_fingerprint
-from .inputs import Files, hash_of, identity_of
+from .inputs import Files, digest_of, hash_of, identity_of
 from .locks import remove_outdated, writing
 from .store import PLACED, Snapshot, SnapshotInvalid, open_snapshot, read_manifest, write_snapshot
 
@@ -43,7 +44,8 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
     with _disk_errors_named(settings.snapshot_dir), gc_paused(), ExitStack() as until_written:
         settings.snapshot_dir.mkdir(parents=True, exist_ok=True)
         find = _find_of_chroma if settings.source_type == "chromadb" else _find_of_files
-        found = find(settings, identity_of(settings), until_written, progress)
+        forget = read_forget_list(settings.forget_list)
+        found = find(settings, identity_of(settings), forget, until_written, progress)
         refuse(settings, found.reports)
         loaded = found.loaded(settings, progress)
     remove_outdated(settings.snapshot_dir, identity_of(settings), loaded.snapshot.path)
@@ -77,6 +79,7 @@ class _Found:
     stale_reason: str | None = None
     notes: list[str] = field(default_factory=list)
     check: Callable[[], None] = lambda: None
+    forget: ForgetList = NOTHING
 
     @property
     def reports(self) -> tuple[AlignmentReport, ...]:
@@ -89,14 +92,21 @@ class _Found:
             return Loaded(self.snapshot, self.stale_reason, self.notes)
         folder, identity = settings.snapshot_dir, identity_of(settings)
         path = write_snapshot(
-            folder, self.key, self.splits, source=self.source, identity=identity, progress=progress, check=self.check
+            folder,
+            self.key,
+            self.splits,
+            source=self.source,
+            identity=identity,
+            progress=progress,
+            check=self.check,
+            forgotten=self.forget.digest,
         )
         return Loaded(open_snapshot(path), notes=[*self.notes, f"wrote snapshot {self.key}"])
 
 
-def _find_of_files(settings: DataSettings, identity: str, until_written: ExitStack, progress: bool) -> _Found:
+def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, until_written: ExitStack, progress: bool) -> _Found:
     files = Files.of(settings)
-    key = files.key(identity, settings.snapshot_dir)
+    key = files.key(identity, settings.snapshot_dir, forget)
     target = settings.snapshot_dir / key
     notes = []
     try:
@@ -109,7 +119,8 @@ def _find_of_files(settings: DataSettings, identity: str, until_written: ExitSta
         return _Found(key, open_snapshot(target), notes=[f"snapshot {key} was written by another process"])
     except SnapshotInvalid:
         pass
-    splits = align_all(settings, progress=progress)
+    splits = align_all(settings, progress=progress, forget=forget)
+    notes += _strangers_noted(settings, forget, splits)
 
     def check() -> None:
         if Files.of(settings) != files:
@@ -117,24 +128,32 @@ def _find_of_files(settings: DataSettings, identity: str, until_written: ExitSta
             raise DataError(f"{first} or a CPS table beside it changed while it was read; start again when it is complete")
 
     check()
-    return _Found(key, splits=splits, source=settings.source_type, notes=notes, check=check)
+    return _Found(key, splits=splits, source=settings.source_type, notes=notes, check=check, forget=forget)
 
 
-def _find_of_chroma(settings: DataSettings, identity: str, until_written: ExitStack, progress: bool) -> _Found:
+def _strangers_noted(settings: DataSettings, forget: ForgetList, splits: Sequence[AlignedSplit]) -> list[str]:
+    """A note for the log, which is no place for the paths themselves."""
+    count = len(strangers(forget, splits))
+    what = f"{settings.forget_list}: {count} of {len(forget.keys)} listed paths are of no row; cpstream check says which"
+    return [what] if count else []
+
+
+def _find_of_chroma(settings: DataSettings, identity: str, forget: ForgetList, until_written: ExitStack, progress: bool) -> _Found:
     try:
-        splits = align_all(settings, progress=progress)
+        splits = align_all(settings, progress=progress, forget=forget)
     except SourceUnavailableError as error:
-        snapshot = _last_good(settings.snapshot_dir, identity)
+        snapshot = _last_good(settings.snapshot_dir, identity, forget)
         if snapshot is None:
             raise
         stale_reason = f"{error}; serving the snapshot of {snapshot.created_at}"
         return _Found(snapshot.path.name, snapshot, stale_reason=stale_reason, notes=[f"serving the last snapshot: {error}"])
-    key = hash_of(identity, _fingerprint_of(splits), [split.report.model_dump(mode="json") for split in splits])
+    key = hash_of(identity, _fingerprint_of(splits), [split.report.model_dump(mode="json") for split in splits], *digest_of(forget))
     until_written.enter_context(writing(settings.snapshot_dir, key))
     try:
         return _Found(key, open_snapshot(settings.snapshot_dir / key), notes=[f"snapshot {key} is up to date"])
     except SnapshotInvalid:
-        return _Found(key, splits=splits, source=f"chromadb, collection {settings.collection_name}")
+        notes = _strangers_noted(settings, forget, splits)
+        return _Found(key, splits=splits, source=f"chromadb, collection {settings.collection_name}", notes=notes, forget=forget)
 
 
 def _fingerprint_of(splits: list[AlignedSplit]) -> str:
@@ -147,15 +166,15 @@ def _fingerprint_of(splits: list[AlignedSplit]) -> str:
     return dataset_fingerprint(fingerprints)
 
 
-def _last_good(snapshot_dir: Path, identity: str) -> Snapshot | None:
-    """The newest whole snapshot of the same settings."""
+def _last_good(snapshot_dir: Path, identity: str, forget: ForgetList) -> Snapshot | None:
+    """The newest whole snapshot of the same settings, made by the same forget list: another may hold what is to be forgotten."""
     found = []
     for path in snapshot_dir.glob(PLACED):
         try:
             manifest = read_manifest(path.parent)
         except SnapshotInvalid:
             continue
-        if manifest["identity"] == identity:
+        if manifest["identity"] == identity and manifest.get("forgotten", "") == forget.digest:
             found.append((os.stat(path).st_mtime_ns, path.parent))
     for _, folder in sorted(found, reverse=True):
         try:

@@ -84,12 +84,13 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """An open snapshot. fingerprint: of the whole dataset."""
+    """An open snapshot. fingerprint: of the whole dataset. forgotten: digest of the forget list that it was made by, or ""."""
 
     path: Path
     fingerprint: str
     splits: dict[str, Split]
     created_at: str
+    forgotten: str = ""
 
     @property
     def reports(self) -> dict[str, AlignmentReport]:
@@ -115,7 +116,7 @@ def open_snapshot(path: Path, *, verify: bool = True) -> Snapshot:
         fingerprint = dataset_fingerprint({name: split.fingerprint for name, split in splits.items()})
         if fingerprint != manifest["fingerprint"]:
             raise SnapshotInvalid(f"{path.name}: its splits are not those of its manifest")
-        snapshot = Snapshot(path, fingerprint, splits, manifest["created_at"])
+        snapshot = Snapshot(path, fingerprint, splits, manifest["created_at"], manifest.get("forgotten", ""))
     except BaseException as error:
         os.close(lock)
         if isinstance(error, SnapshotInvalid) or not isinstance(error, Exception):
@@ -193,11 +194,12 @@ def write_snapshot(
     identity: str,
     progress: bool = False,
     check: Callable[[], None] = lambda: None,
+    forgotten: str = "",
 ) -> Path:
     """Write a snapshot beside its place, then rename it there. The caller holds `writing(snapshot_dir, key)`.
 
     source: what the split's metadata call it; identity: hash of the settings, by which older snapshots of the same data are known.
-    check: called when all rows have been read; raises what keeps the snapshot from its place.
+    check: called when all rows have been read; raises what keeps the snapshot from its place. forgotten: digest of the forget list.
     """
     temporary = snapshot_dir / f".writing-{key}-{secrets.token_hex(4)}"
     temporary.mkdir()
@@ -214,6 +216,7 @@ def write_snapshot(
         "fingerprint": dataset_fingerprint({entry["name"]: entry["info"]["fingerprint"] for entry in entries}),
         "identity": identity,
         "created_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "forgotten": forgotten,
         "splits": entries,
     }
     with synced(temporary / MANIFEST) as file:

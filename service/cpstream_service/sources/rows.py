@@ -18,6 +18,7 @@ from .file_rows import FileRows
 class Reason(Enum):
     """A reason to drop a row. Which side the row is of (embedding or cps) is said by `Dropped.side`."""
 
+    FORGOTTEN = ("forgotten", "The forget list names its recording.")
     NO_CPS = ("no-cps", "The embedding has no CPS row.")
     NO_EMBEDDING = ("no-embedding", "The CPS row has no embedding.")
     AMBIGUOUS_PATH = ("ambiguous-path", "The path is another's only by its end, and not for certain: see --map-root.")
@@ -37,8 +38,8 @@ class Reason(Enum):
 ALL = "all"
 """The one split of a source whose records name none."""
 
-HARMLESS = frozenset({Reason.IDENTICAL_DUPLICATE.code, Reason.PARTNER_DROPPED.code})
-"""Reasons that lose no further sample, so that strict does not count them."""
+HARMLESS = frozenset({Reason.IDENTICAL_DUPLICATE.code, Reason.PARTNER_DROPPED.code, Reason.FORGOTTEN.code})
+"""Reasons that lose no further sample, or one that shall be lost, so that strict does not count them."""
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from importlib import metadata
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -11,11 +11,11 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
-from .api.files import Downloads
 from .api.observability import Metrics, Observability
 from .api.problems import Problems, install
 from .api.routes import batches, downloads, health, splits
 from .api.state import Service
+from .api.versions import Version, Versions
 from .batches.server import BatchServer
 from .settings import ServeSettings
 from .snapshot.store import Snapshot
@@ -28,19 +28,21 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batch_server, files = BatchServer(snapshot, settings), Downloads(snapshot)
-        app.state.service = Service(snapshot, settings, batch_server, files, metrics, drain, stale_reason)
-        for split in snapshot.splits.values():
-            metrics.split_samples.labels(split.name, split.fingerprint).set(split.info.num_samples)
+        batch_server = BatchServer(settings)
+        versions = Versions(batch_server, stale_reason)
+        versions.open(Version.of(snapshot, settings))
+        versions.make_current(snapshot.path.name)
+        metrics.splits.current = versions.splits
+        app.state.service = Service(versions, settings, batch_server, metrics, drain)
         with drain.on_signals():
             yield
+        versions.close()
         batch_server.close()
-        files.close()
 
     proxied = [Middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))] if settings.trusted_proxies else []
     app = FastAPI(
         title="cpstream",
-        version=version("cpstream"),
+        version=metadata.version("cpstream"),
         summary="Speech embeddings and speech rates for remote PyTorch trainers.",
         description=DESCRIPTION,
         lifespan=lifespan,
@@ -61,6 +63,11 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         ],
     )
     install(app)
-    labels = {label for split in snapshot.splits.values() for label in split.labels}
+
+    def labels() -> set[str]:
+        service: Service | None = getattr(app.state, "service", None)
+        splits = snapshot.splits.values() if service is None else service.versions.splits()
+        return {label for split in splits for label in split.labels}
+
     complete(app, has_token=settings.token is not None, labels=labels)
     return app

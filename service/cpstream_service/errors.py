@@ -88,15 +88,15 @@ class RangeNotSatisfiable(RequestError):
 
 
 class DatasetChanged(RequestError):
-    """The fingerprint pinned by the request is not the one served."""
+    """The fingerprint pinned by the request is not the one served. actual: of the current version; held: of all that there are."""
 
     code = ErrorCode.DATASET_CHANGED
 
-    def __init__(self, split: str, expected: str, actual: str) -> None:
+    def __init__(self, split: str, expected: str, actual: str, held: Sequence[str] = ()) -> None:
         super().__init__(
             f"split {split!r} has fingerprint {actual}, not {expected} as pinned by the request: the data was replaced; "
             "start again with the new fingerprint, or have the old data served",
-            extra={"expected": expected, "actual": actual},
+            extra={"expected": expected, "actual": actual, "held": list(held) or [actual]},
         )
 
 
@@ -143,6 +143,12 @@ class StorageFailed(RequestError):
     """What the reply is made from cannot be written to the service's disk. The log says why, the reply does not."""
 
     code = ErrorCode.STORAGE_FAILED
+
+
+class NotReady(RequestError):
+    """There is no data to serve yet."""
+
+    code = ErrorCode.NOT_READY
 
 
 class Draining(RequestError):

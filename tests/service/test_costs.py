@@ -153,7 +153,8 @@ def test_a_length_of_any_batches_is_known_without_making_every_frame(
 
 
 def test_one_large_batch_among_small_ones_is_not_gathered_in_the_event_loop(snapshot: Snapshot) -> None:
-    server = BatchServer(snapshot, ServeSettings())
+    server = BatchServer(ServeSettings())
+    server.open(snapshot)
     split, small = snapshot.splits["train"], np.zeros(1, np.int64)
     for batches, in_loop in (([small] * 9, True), ([small] * 9 + [np.zeros(ROWS_IN_LOOP + 1, np.int64)], False)):
         reply = asyncio.run(server.chosen(split, IndexBatches.of(batches), "float32", ("cps", "index")))

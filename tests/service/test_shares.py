@@ -27,7 +27,7 @@ def connection(url: str, address: str) -> socket.socket:
 
 @pytest.mark.parametrize(("in_loop", "most"), [(True, 1.1), (False, 3.0)])  # one stream cannot use two threads
 def test_a_client_with_50_streams_gets_no_more_turns_than_one_with_1(snapshot: Snapshot, in_loop: bool, most: float) -> None:
-    server, turns = BatchServer(snapshot, ServeSettings()), Counter[str]()
+    server, turns = BatchServer(ServeSettings()), Counter[str]()
 
     def chunks(client: str) -> Iterator[Bytes]:
         while True:

@@ -1,6 +1,6 @@
 """What /openapi.json says beyond the routes themselves: introduction, tags, the token, and problems, each described once."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from fastapi import FastAPI
@@ -89,14 +89,18 @@ def problem_replies(*codes: ErrorCode) -> Replies:
     return replies
 
 
-def complete(app: FastAPI, *, has_token: bool, labels: Collection[str] = ()) -> None:
+def complete(app: FastAPI, *, has_token: bool, labels: Callable[[], Collection[str]] = tuple) -> None:
     """Have the app's description hold what the routes' own refers to, and say what depends on the service.
 
-    That is where a token is needed, and the columns that there are: labels are those of all splits.
+    That is where a token is needed, and the columns that there are: labels() are those of all splits that are served now.
     """
-    of_routes = app.openapi
+    of_routes, described = app.openapi, frozenset[str]()
 
     def openapi() -> dict[str, Any]:
+        nonlocal described
+        served = frozenset(labels())
+        if served != described:
+            app.openapi_schema, described = None, served
         description = of_routes()
         components = description["components"]
         if "headers" in components:  # FastAPI keeps what it has made, and so what is completed below
@@ -112,7 +116,7 @@ def complete(app: FastAPI, *, has_token: bool, labels: Collection[str] = ()) -> 
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in description["paths"].items():
             for operation in operations.values():
-                _complete_operation(operation, has_token and path.startswith(wire.API_PREFIX), labels)
+                _complete_operation(operation, has_token and path.startswith(wire.API_PREFIX), served)
         components["responses"] = _shared(description["paths"])
         return description
 

@@ -10,9 +10,11 @@ import asyncio
 import json
 import os
 import re
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -44,19 +46,15 @@ class File:
 
 
 class Downloads:
-    """The files of all splits, by (split, file name). close() when no reply is being sent any more."""
+    """The files of all splits of one snapshot, by (split, file name). Each is closed when nothing refers to it any more."""
 
     def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
         self._files: dict[tuple[str, str], File] = {}
         self._lists = asyncio.Lock()
-        self._descriptors: list[int] = []
         for split in snapshot.splits.values():
             for name in ("embeddings.npy", "cps.npy"):
-                descriptor = os.open(split.path / name, os.O_RDONLY | os.O_CLOEXEC)
-                self._descriptors.append(descriptor)
-                read = partial(_pread, descriptor)
-                self._files[split.name, name] = File(os.fstat(descriptor).st_size, wire.OCTET_STREAM, read)
+                file = _Opened(split.path / name)
+                self._files[split.name, name] = File(file.size, wire.OCTET_STREAM, file.read)
 
     async def get(self, split: Split, name: str) -> File:
         """One of embeddings.npy, cps.npy, file_paths.json, which is made at first use."""
@@ -69,13 +67,17 @@ class Downloads:
                 self._files[split.name, name] = File(len(body), wire.JSON, partial(_slice, body))
         return self._files[split.name, name]
 
-    def close(self) -> None:
-        while self._descriptors:
-            os.close(self._descriptors.pop())
 
+class _Opened:
+    """A file that is open for as long as this is referred to: a reply that is being sent outlives the version that it is of."""
 
-def _pread(descriptor: int, offset: int, length: int) -> bytes:
-    return os.pread(descriptor, length, offset)
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, offset)
 
 
 def _slice(body: bytes, offset: int, length: int) -> bytes:

@@ -5,6 +5,7 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ from prometheus_client import (
     multiprocess,
     values,
 )
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract.wire import ARROW_STREAM, REQUEST_ID_HEADER
 from cpstream_client.files import allocate
 
+from ..snapshot.store import Split
 from .negotiation import target_of
 
 logger = logging.getLogger("cpstream.service")
@@ -35,7 +39,7 @@ access_logger = logging.getLogger("cpstream.access")
 MULTIPROCESS_DIR = "PROMETHEUS_MULTIPROC_DIR"
 """prometheus_client's own variable: set by serve.py when there are several workers, so that any of them answers for all."""
 
-_KINDS, _KIND_BYTES = ("counter", "histogram", "gauge_livesum", "gauge_max"), 256 * 1024
+_KINDS, _KIND_BYTES = ("counter", "histogram", "gauge_livesum"), 256 * 1024
 """Its files of each process, and room for a thousand numbers in each: labels are of a bounded set."""
 
 MAX_LOGGED_CHARS = 1000
@@ -43,6 +47,20 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _WATCHED = frozenset({"/livez", "/readyz", "/metrics"})
 """Asked for every few seconds, for ever: in the log only at level debug, or when they fail."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class SplitSamples(Collector):
+    """The splits that are served now, as this worker knows. Those of before leave nothing behind, as they would in a Gauge."""
+
+    def __init__(self) -> None:
+        self.current: Callable[[], Iterable[Split]] = tuple
+
+    def collect(self) -> Iterator[Metric]:
+        told = "Samples of each split served, and its fingerprint: replicas that differ here serve different data."
+        metric = GaugeMetricFamily("cpstream_split_samples", told, labels=["split", "fingerprint"])
+        for split in self.current():
+            metric.add_metric([split.name, split.fingerprint], split.info.num_samples)
+        yield metric
 
 
 class Metrics:
@@ -64,13 +82,8 @@ class Metrics:
         self.open_streams = Gauge(
             "cpstream_open_streams", "Arrow streams being sent now.", multiprocess_mode="livesum", registry=self.registry
         )
-        self.split_samples = Gauge(
-            "cpstream_split_samples",
-            "Samples of each split served, and its fingerprint: replicas that differ here serve different data.",
-            ["split", "fingerprint"],
-            multiprocess_mode="max",
-            registry=self.registry,
-        )
+        self.splits = SplitSamples()
+        self.registry.register(self.splits)
         if MULTIPROCESS_DIR not in os.environ:  # prometheus_client has none for several processes together
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
@@ -90,6 +103,7 @@ class Metrics:
             _forget_dead_workers(Path(directory))
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+            registry.register(self.splits)
         return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

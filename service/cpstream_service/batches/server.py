@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.contract.index_batches import IndexBatches
@@ -54,9 +55,9 @@ class ArrowReply:
 
 
 class BatchServer:
-    """Makes Arrow replies over one snapshot. One a process; `close` ends its threads."""
+    """Makes Arrow replies over the snapshots that were opened in it. One a process; `close` ends its threads."""
 
-    def __init__(self, snapshot: Snapshot, settings: ServeSettings) -> None:
+    def __init__(self, settings: ServeSettings) -> None:
         self.open_streams = 0
         self._streams_of: dict[str, int] = {}
         self._settings = settings
@@ -64,10 +65,16 @@ class BatchServer:
         self._orders = OrderCache(self._executor)
         self._pool = BufferPool(max_idle=IDLE_BUFFERS)
         self._turns, self._threads = Shares(1), Shares(GATHER_THREADS)
-        self._half: dict[str, asyncio.Future[Floats]] = {}
-        self._residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
+        # Of splits that somebody holds: a version that is dropped takes its own along.
+        self._half: WeakKeyDictionary[Split, asyncio.Future[Floats]] = WeakKeyDictionary()
+        self._residency: WeakKeyDictionary[Split, Residency] = WeakKeyDictionary()
+
+    def open(self, snapshot: Snapshot) -> None:
+        """Be ready for replies over this one, too. Old versions are seldom asked for: each may fill the memory by itself."""
+        residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
         for split in snapshot.splits.values():
-            self._residency.prepare(split.embeddings)
+            residency.prepare(split.embeddings)
+            self._residency[split] = residency
 
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
@@ -94,17 +101,19 @@ class BatchServer:
         else:
             nbytes = columns.frames_bytes(plan, order, steps)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
-        batches = self._residency.ahead(columns.embeddings, (plan.batch(order, step) for step in steps), plan.shuffle)
+        residency = self._residency[split]
+        batches = residency.ahead(columns.embeddings, (plan.batch(order, step) for step in steps), plan.shuffle)
         remedy = _FEWER_BATCHES if len(steps) > 1 else _SMALLER_BATCHES
-        return self._reply(columns, schema, batches, nbytes, num_rows, min(query.batch_size, num_rows), remedy)
+        return self._reply(columns, schema, batches, nbytes, num_rows, residency.fits, min(query.batch_size, num_rows), remedy)
 
     async def take(self, split: Split, indices: Indices, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
         """The samples at `indices`, in that order, as one record batch. Indices must be within the split."""
         columns = await self._columns(split, dtype, names)
         query = BatchQuery(batch_size=max(1, len(indices)), dtype=dtype, columns=names)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, len(indices), 1)
-        batches = self._residency.ahead(columns.embeddings, [indices], "uniform")
-        return self._reply(columns, schema, batches, columns.frame_of(indices).nbytes, len(indices), len(indices), _FEWER_INDICES)
+        residency, nbytes = self._residency[split], columns.frame_of(indices).nbytes
+        batches = residency.ahead(columns.embeddings, [indices], "uniform")
+        return self._reply(columns, schema, batches, nbytes, len(indices), residency.fits, len(indices), _FEWER_INDICES)
 
     async def chosen(self, split: Split, chosen: IndexBatches, dtype: Dtype, names: tuple[Column, ...]) -> ArrowReply:
         """The samples at the indices of each batch, in that order, one record batch each. Indices must be within the split."""
@@ -117,8 +126,11 @@ class BatchServer:
         else:
             nbytes = columns.chosen_bytes(chosen)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(chosen))
-        batches = self._residency.ahead(columns.embeddings, chosen, "uniform")
-        return self._reply(columns, schema, batches, nbytes, num_rows, int(chosen.sizes.max(initial=0)), _FEWER_INDICES)
+        residency = self._residency[split]
+        batches = residency.ahead(columns.embeddings, chosen, "uniform")
+        return self._reply(
+            columns, schema, batches, nbytes, num_rows, residency.fits, int(chosen.sizes.max(initial=0)), _FEWER_INDICES
+        )
 
     def _reply(
         self,
@@ -127,6 +139,7 @@ class BatchServer:
         batches: Iterable[Indices],
         nbytes: int,
         num_rows: int,
+        fits: bool,
         rows_of_batch: int,
         remedy: str,
     ) -> ArrowReply:
@@ -137,7 +150,7 @@ class BatchServer:
                 f"{remedy}"
             )
         # What stands behind the embeddings of a batch is gathered at once.
-        in_loop = self._residency.fits and rows_of_batch <= ROWS_IN_LOOP
+        in_loop = fits and rows_of_batch <= ROWS_IN_LOOP
         return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows, in_loop)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
@@ -148,19 +161,19 @@ class BatchServer:
         return Columns(embeddings, split.cps, split.file_paths, names, split.labels)
 
     async def _half_precision(self, split: Split) -> Floats:
-        made = self._half.get(split.name)
+        made = self._half.get(split)
         if made is None:
             loop = asyncio.get_running_loop()
-            made = self._half[split.name] = loop.run_in_executor(self._executor, half_precision, split)
+            made = self._half[split] = loop.run_in_executor(self._executor, half_precision, split)
         try:
             embeddings = await asyncio.shield(made)
         except OSError as error:
-            if self._half.pop(split.name, None) is made:  # tried again by the next request
+            if self._half.pop(split, None) is made:  # tried again by the next request
                 logger.error("cannot make the float16 copy of split %r: %s", split.name, error)
             raise StorageFailed(
                 "the service has no room for the float16 copy of this split; its log says where; ask for float32, or again later"
             ) from error
-        self._residency.prepare(embeddings)
+        self._residency[split].prepare(embeddings)
         return embeddings
 
     @contextmanager

@@ -19,11 +19,11 @@ router = v1_router()
 
 
 async def _download(split: str, name: str, request: Request, service: CurrentService, parameters: PinnedParameters) -> Response:
-    served = service.split(split, parameters.fingerprint)
+    version, served = service.versions.find(split, parameters.fingerprint)
     etag = etag_of(served.fingerprint, name, {})
     reply = not_modified(request, etag)
     if reply is None:
-        file = await service.downloads.get(served, name)
+        file = await version.downloads.get(served, name)
         reply = file_reply(request, service.batch_server, file, filename=f"{split}-{name}", etag=etag)
     return reply
 

@@ -83,13 +83,9 @@ async def readyz(service: CurrentService, _: NoParameters) -> Response:
     """
     if service.drain.draining:
         raise Draining("the service is shutting down; send no new requests here")
-    state = bodies.Ready(
-        status="ready",
-        fingerprint=service.snapshot.fingerprint,
-        stale_reason=service.stale_reason,
-        splits=tuple(service.snapshot.splits),
-    )
-    return ReadableJson(state)
+    snapshot, stale_reason = service.versions.current.snapshot, service.versions.stale_reason
+    ready = bodies.Ready(status="ready", fingerprint=snapshot.fingerprint, stale_reason=stale_reason, splits=tuple(snapshot.splits))
+    return ReadableJson(ready)
 
 
 @router.get(

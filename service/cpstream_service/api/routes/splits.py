@@ -14,7 +14,7 @@ from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson, samples_of
 from ..negotiation import caching, etag_of, not_modified, target_of
 from ..parameters import RowsParameters
-from ..state import CurrentService, Service
+from ..state import CurrentService
 from .common import COMMON, NoParameters, Pinned, SplitName, v1_router
 
 DEFAULT_LENGTH = 100
@@ -34,9 +34,9 @@ router = v1_router()
 )
 async def splits(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
-    snapshot = service.snapshot
-    body = bodies.SplitList(fingerprint=snapshot.fingerprint, splits=tuple(service.infos.values()))
-    return _metadata(request, service, snapshot.fingerprint, body)
+    current = service.versions.current
+    fingerprint = current.snapshot.fingerprint
+    return _metadata(request, fingerprint, bodies.SplitList(fingerprint=fingerprint, splits=tuple(current.infos.values())))
 
 
 @router.get(
@@ -51,8 +51,8 @@ async def splits(request: Request, service: CurrentService, _: NoParameters) -> 
 )
 async def one_split(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Number and dimension of the samples, CPS statistics, fingerprint, source, and how many rows alignment dropped and why."""
-    served = service.split(split, parameters.fingerprint)
-    return _metadata(request, service, served.fingerprint, service.infos[split])
+    version, served = service.versions.find(split, parameters.fingerprint)
+    return _metadata(request, served.fingerprint, version.infos[split])
 
 
 @router.get(
@@ -68,7 +68,7 @@ async def one_split(split: SplitName, request: Request, service: CurrentService,
 async def alignment(split: SplitName, request: Request, service: CurrentService, parameters: Pinned) -> Response:
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
     served = service.split(split, parameters.fingerprint)
-    return _metadata(request, service, served.fingerprint, served.report)
+    return _metadata(request, served.fingerprint, served.report)
 
 
 @router.get(
@@ -111,7 +111,7 @@ def rows(split: SplitName, request: Request, service: CurrentService, parameters
     return reply
 
 
-def _metadata(request: Request, service: Service, fingerprint: str, body: bodies.Body) -> Response:
-    limit, workers = str(service.settings.max_reply_bytes), str(service.settings.workers)
-    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope), "max_reply_bytes": limit, "workers": workers})
+def _metadata(request: Request, fingerprint: str, body: bodies.Body) -> Response:
+    # Of the body: versions with the same samples may differ in what was dropped, and services in their limits.
+    etag = etag_of(fingerprint, wire.JSON, {"path": target_of(request.scope), "body": body.model_dump_json()})
     return not_modified(request, etag) or ReadableJson(body, headers={"ETag": etag, **caching(request)})

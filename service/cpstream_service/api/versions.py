@@ -1,0 +1,141 @@
+"""The versions of the data that a worker holds open, and which of them answers a request.
+
+One is current: it answers whatever pins no fingerprint. A request that pins one is answered from the version that has it, for as
+long as that is held. A fingerprint is of one split, so that what did not change between versions is in each of them.
+
+    versions.open(version)          hold one more, for what pins it; versions.make_current(version.key) then has it answer the rest
+    versions.drop(key)              hold it no more, from now on: what is being sent goes on, from arrays that stay mapped
+    versions.split(name, pinned)    the split that a request is to be answered from
+
+All of it is called in the event loop, or before that runs.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cpstream_client.contract.bodies import SplitInfo
+
+from ..batches.server import BatchServer
+from ..errors import DatasetChanged, NotReady, UnknownSplit
+from ..settings import ServeSettings
+from ..snapshot.last_use import LastUse
+from ..snapshot.store import Snapshot, Split
+from .files import Downloads
+
+
+@dataclass(frozen=True, eq=False)
+class Version:
+    """A snapshot that is served. infos: what is told of each split, with what a client must know to keep to the limits."""
+
+    snapshot: Snapshot
+    infos: dict[str, SplitInfo]
+    downloads: Downloads
+    last_use: LastUse
+
+    @classmethod
+    def of(cls, snapshot: Snapshot, settings: ServeSettings) -> "Version":
+        """Measures the paths, and so reads some of the disk. Raises OSError."""
+        workers = settings.workers if settings.workers > 1 else None
+        told = {"max_reply_bytes": settings.max_reply_bytes, "workers": workers}
+        infos = {
+            name: split.info.model_copy(update={"max_path_bytes": _longest(split), **told})
+            for name, split in snapshot.splits.items()
+        }
+        return cls(snapshot, infos, Downloads(snapshot), LastUse(snapshot.path))
+
+    @property
+    def key(self) -> str:
+        """Its name among the versions of a service: that of its folder."""
+        return self.snapshot.path.name
+
+
+def _longest(split: Split) -> int:
+    """Bytes of the longest path of a split."""
+    paths = split.file_paths
+    ends = np.frombuffer(paths.buffers()[1], np.int32)[paths.offset : paths.offset + len(paths) + 1]
+    return int(np.diff(ends).max(initial=0))
+
+
+@dataclass
+class Versions:
+    """What one worker holds. progress: how far loading is, for whoever asks before there is anything.
+
+    stale_reason: why the current version may be older than its source, or None.
+    """
+
+    batch_server: BatchServer
+    stale_reason: str | None = None
+    progress: Callable[[], str] = lambda: "the data is being loaded"
+    _held: dict[str, Version] = field(default_factory=dict)
+    _current: Version | None = None
+
+    @property
+    def current(self) -> Version:
+        """The version that answers what pins none. Raises NotReady while there is none."""
+        if self._current is None:
+            raise NotReady(f"{self.progress()}; ask again in a second")
+        return self._current
+
+    @property
+    def is_ready(self) -> bool:
+        return self._current is not None
+
+    @property
+    def held(self) -> dict[str, Version]:
+        """All that are open by their keys, in the order in which they were opened."""
+        return dict(self._held)
+
+    def open(self, version: Version) -> None:
+        self._held[version.key] = version
+        self.batch_server.open(version.snapshot)
+
+    def make_current(self, key: str) -> None:
+        """Raises KeyError where it is not open."""
+        self._current = self._held[key]
+
+    def drop(self, key: str) -> None:
+        """No-op where it is not held. The current one may be dropped, too: then nothing is served until another is current."""
+        version = self._held.pop(key, None)
+        if version is not None and version is self._current:
+            self._current = None
+
+    def close(self) -> None:
+        """Drop all."""
+        for key in list(self._held):
+            self.drop(key)
+
+    def splits(self) -> Collection[Split]:
+        """Those of the current version; none while there is none."""
+        return () if self._current is None else self._current.snapshot.splits.values()
+
+    def split(self, name: str, pinned: str | None = None) -> Split:
+        """The split of this name, of the current version or of the one that has the fingerprint.
+
+        Raises NotReady, UnknownSplit, and DatasetChanged when no version that is held has the fingerprint.
+        """
+        return self.find(name, pinned)[1]
+
+    def find(self, name: str, pinned: str | None = None) -> tuple[Version, Split]:
+        """The same, with its version."""
+        version = self.current
+        split = version.snapshot.splits.get(name)
+        if split is not None and (pinned is None or pinned == split.fingerprint):
+            if pinned is not None:
+                version.last_use.note()
+            return version, split
+        if pinned is not None:
+            for version in reversed(self._held.values()):
+                older = version.snapshot.splits.get(name)
+                if older is not None and older.fingerprint == pinned:
+                    version.last_use.note()
+                    return version, older
+        if split is None:
+            raise UnknownSplit(name, list(self.current.snapshot.splits))
+        raise DatasetChanged(name, str(pinned), split.fingerprint, self._fingerprints(name))
+
+    def _fingerprints(self, name: str) -> list[str]:
+        """Those of a split that are held, the newest first."""
+        found = (version.snapshot.splits.get(name) for version in reversed(self._held.values()))
+        return list(dict.fromkeys(split.fingerprint for split in found if split is not None))

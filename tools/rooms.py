@@ -43,6 +43,7 @@ LADDER = (
     "cpstream_service.dataset",
     "cpstream_service.snapshot",
     "cpstream_service.batches",
+    "cpstream_service.statistics",
     "cpstream_service.api",
     "cpstream_service.proxy_protocol",
     "cpstream_service.stalls",

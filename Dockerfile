@@ -18,7 +18,10 @@ FROM dependencies AS package
 COPY pyproject.toml hatch_build.py README.md LICENSE* ./
 COPY client ./client
 COPY service ./service
-RUN python -m pip --python /opt/venv/bin/python install --no-deps --prefix /opt/package .
+# The wheel itself stays in the image, too: the service hands it out as the client that fits.
+ARG REVISION
+RUN BUILD_COMMIT=${REVISION} python -m pip wheel --no-deps --wheel-dir /opt/package/share/cpstream . \
+    && python -m pip --python /opt/venv/bin/python install --no-deps --prefix /opt/package /opt/package/share/cpstream/*.whl
 COPY examples/speech/data /opt/data
 RUN chmod -R a+rX /opt/data
 

@@ -29,7 +29,7 @@ help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: DATA=$(DATA) PORT=$(PORT) JOBS=$(JOBS) ARGS="more options of the command" PYTHON=python3'
 
-serve: $(VENV)/.service ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
+serve: $(VENV)/.service $(VENV)/.client ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
 	@exec $(BIN)/cpstream serve --source-path $(DATA) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.dev ## Run all tests, with coverage (ARGS, JOBS)
@@ -65,10 +65,10 @@ lock: $(VENV)/.dev ## Pin in requirements/ what pyproject.toml names anew; ARGS=
 
 dist: $(VENV)/.dev ## Build the wheel and the source distribution of a release (HOME_URL)
 	rm -rf dist
-	$(BIN)/python -m hatchling build
+	BUILD_COMMIT= $(BIN)/python -m hatchling build
 
 image: ## Build the container image (IMAGE)
-	docker build -t $(IMAGE) .
+	docker build -t $(IMAGE) --build-arg REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null) .
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or newer with venv was found.'; \
@@ -78,14 +78,20 @@ $(BIN)/python:
 # A stamp is newer than what it was made from, so that a second start installs nothing.
 $(VENV)/.service: pyproject.toml requirements/service.txt | $(BIN)/python
 	$(PIP) --no-deps --require-hashes -r requirements/service.txt
-	$(PIP) --no-deps -e .
+	BUILD_COMMIT= $(PIP) --no-deps -e .
+	@touch $@
+
+# The client that the service hands out: of this commit, so built anew when the sources have changed.
+$(VENV)/.client: $(VENV)/.service $(shell find client service -name '*.py') hatch_build.py README.md
+	@rm -rf $(VENV)/share/cpstream
+	$(BIN)/python -m pip --disable-pip-version-check -q wheel --no-deps -w $(VENV)/share/cpstream .
 	@touch $@
 
 # torch first and pinned, or pip might take another build of it with the rest.
 $(VENV)/.dev: pyproject.toml constraints.txt requirements/dev.txt | $(BIN)/python
 	$(PIP) -c constraints.txt torch
 	$(PIP) --no-deps --require-hashes -r requirements/dev.txt
-	$(PIP) --no-deps -e .
+	BUILD_COMMIT= $(PIP) --no-deps -e .
 	@touch $@ $(VENV)/.service
 
 # The lowest of what is named, and what goes with it; torch is the pinned one. The wheel is built anew each time.

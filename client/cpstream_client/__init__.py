@@ -7,6 +7,7 @@ from .contract.bodies import AlignmentReport, CpsStats, Dropped, PlanStep, RankS
 from .contract.plan import Plan
 from .contract.wire import BatchQuery
 from .errors import (
+    ContractMismatch,
     CorruptedError,
     CpstreamError,
     DatasetChanged,
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "BatchQuery",
     "Client",
+    "ContractMismatch",
     "CorruptedError",
     "CpsStats",
     "CpstreamError",

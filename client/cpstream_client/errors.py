@@ -5,6 +5,7 @@
     │   ├── CorruptedError      a checksum, a row count or a frame is wrong
     │   │   └── ForeignReplyError   final: something else than a cpstream service answered, such as a login page, or a member of its
     │   │                           JSON is wrong although it arrived as it was sent
+    │   │       └── ContractMismatch    final: client and service do not understand each other; the text says what to install
     │   └── UnreachableError    final: an untrusted certificate, a proxy that refuses, a host that does not resolve
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
     │   ├── UnavailableError    retried: the service's own 408, 429 and 503, a gateway's 429/502/503/504, internal (500)
@@ -51,6 +52,10 @@ class CorruptedError(TransportError):
 
 class ForeignReplyError(CorruptedError):
     """Something else than a cpstream service answered with success, or a service of another form; asking again cannot help."""
+
+
+class ContractMismatch(ForeignReplyError):
+    """Client and service are of releases that do not understand each other; the text says which client to install."""
 
 
 class UnreachableError(TransportError):

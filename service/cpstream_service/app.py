@@ -13,7 +13,7 @@ from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
 from .api.observability import Metrics, Observability
 from .api.problems import Problems, install
-from .api.routes import batches, downloads, health, splits
+from .api.routes import batches, client, downloads, health, splits
 from .api.state import Service
 from .api.versions import Version, Versions
 from .batches.server import BatchServer
@@ -54,7 +54,7 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         redirect_slashes=False,
         openapi_tags=TAGS,
         # Not by include_router, whose routers match every request twice.
-        routes=[route for resources in (batches, splits, downloads, health) for route in resources.router.routes],
+        routes=[route for resources in (batches, splits, downloads, client, health) for route in resources.router.routes],
         middleware=[  # outermost first; what each is for:
             *proxied,  # whoever counts or logs clients sees those behind a trusted proxy
             Middleware(Observability, metrics=metrics),  # every reply, of whatever layer, has an id, a line in the log and a count

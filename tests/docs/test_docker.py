@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -49,8 +48,8 @@ def test_every_variable_of_image_and_compose_is_a_setting() -> None:
 
 
 def test_the_label_has_the_version_of_the_package() -> None:
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert f'image.version="{version}"' in DOCKERFILE
+    (release,) = re.findall(r'^RELEASE = "(.+)"$', (ROOT / "hatch_build.py").read_text(), re.MULTILINE)
+    assert f'image.version="{release}"' in DOCKERFILE
 
 
 def test_streams_drain_before_the_engine_kills() -> None:

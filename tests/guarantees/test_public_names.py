@@ -20,16 +20,15 @@ from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 CLIENT = """
-    AlignmentReport Batch BatchQuery Client CorruptedError CpsStats CpstreamError DatasetChanged Dropped ForeignReplyError
-    InvalidRequestError
-    NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo StateMismatch TransportError
-    UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
+    AlignmentReport Batch BatchQuery Client ContractMismatch CorruptedError CpsStats CpstreamError DatasetChanged Dropped
+    ForeignReplyError InvalidRequestError NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo
+    StateMismatch TransportError UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset inverse_density_weights loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"
 COMMANDS = "check info ingest plan serve"
 PATHS = """
-    /livez /metrics /problems/{code} /readyz
+    /client /client/{name} /livez /metrics /problems/{code} /readyz
     /v1/splits /v1/splits/{split} /v1/splits/{split}/alignment /v1/splits/{split}/batches /v1/splits/{split}/cps.npy
     /v1/splits/{split}/embeddings.npy /v1/splits/{split}/file_paths.json /v1/splits/{split}/plan /v1/splits/{split}/rows
     /v1/splits/{split}/take

@@ -40,7 +40,7 @@ def test_health_and_index(http: httpx.Client, server: Server) -> None:
     assert (ready["status"], ready["stale_reason"]) == ("ready", None)
     assert (ready["fingerprint"], set(ready["splits"])) == (server.snapshot.fingerprint, {"train", "dev", "test"})
     links = http.get("/").json()
-    for path in ("splits", "documentation", "openapi", "ready", "metrics"):
+    for path in ("splits", "documentation", "openapi", "ready", "metrics", "client"):
         assert http.get(links[path]).status_code == 200, path
 
 

@@ -66,7 +66,7 @@ def proxied(server: Server) -> Iterator[str]:
 def test_every_link_of_the_index_leads_somewhere(proxied: str) -> None:
     index = httpx.get(f"{proxied}/")
     links = {name: link for name, link in index.json().items() if name != "service"}
-    assert len(links) == 5
+    assert len(links) == 6
     for name, link in links.items():
         assert httpx.get(urljoin(str(index.url), link)).status_code == 200, name
 

@@ -219,6 +219,16 @@ class Index(Body, frozen=True):
     openapi: str
     ready: str
     metrics: str
+    client: str
+
+
+class ClientInfo(Body, frozen=True):
+    """Body of GET /client. The last three are null where the service was installed without a wheel of its client."""
+
+    contract: int
+    version: str | None
+    wheel: str | None
+    sha256: str | None
 
 
 class Alive(Body, frozen=True):

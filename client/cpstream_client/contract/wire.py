@@ -4,6 +4,7 @@ Everything that crosses the wire is named in these two and nowhere else; both pa
 """
 
 import json
+import re
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -27,6 +28,14 @@ DIGEST_HEADER = "Content-Digest"
 """On every JSON reply: RFC 9530's digest of its body. Arrow streams have a checksum in each batch instead."""
 LOCATION_HEADER = "Content-Location"
 """On every successful JSON reply: the path and query that it answers, so that a client sees that it was understood."""
+
+CONTRACT = 1
+"""Which form of requests and replies this is: versions of the package that have the same number fit each other. It is raised when a
+client of before would misread a reply, or not be understood."""
+CONTRACT_HEADER = "X-Cpstream"
+"""On every reply: `contract=1`, and where the service hands out the client that fits, `contract=1, client="cpstream-...whl"`."""
+CLIENT_PATH = "/client"
+"""Below it, the service hands out the client."""
 
 Dtype = Literal["float32", "float16"]
 Column = str
@@ -60,6 +69,30 @@ def split_path(split: str, *rest: str) -> str:
     """Path of a split's resource, quoted: split_path("train", "batches") == "/v1/splits/train/batches"."""
     return "/".join([f"{API_PREFIX}/splits", *(quote(part, safe="") for part in (split, *rest))])
 
+
+def contract_header(wheel: str | None) -> str:
+    """Value of the header by which a service says what it speaks. wheel: name of the file that it hands out, if it does."""
+    return f"contract={CONTRACT}" + (f', client="{wheel}"' if wheel else "")
+
+
+def misfit(header: str, url: str) -> str | None:
+    """Why a service that sends this header and the client of here do not fit, with the remedy; None where they do.
+
+    url: of the service. A service that sends no such header is of before there was one, with contract 1.
+    """
+    found = _CONTRACT.fullmatch(header.strip() or "contract=1")
+    if found is None or int(found["contract"]) == CONTRACT:
+        return None
+    wheel = found["wheel"]
+    remedy = (
+        f"python -m pip install 'cpstream @ {url}{CLIENT_PATH}/{quote(wheel)}'"
+        if wheel
+        else "have both of the same release: python -m pip install --upgrade cpstream"
+    )
+    return f"{url} speaks contract {found['contract']} and this client contract {CONTRACT}: {remedy}"
+
+
+_CONTRACT = re.compile(r'contract=(?P<contract>\d{1,9})(?:, client="(?P<wheel>[\w.+-]+\.whl)")?(?:,.*)?')
 
 # Queries
 

@@ -11,14 +11,15 @@ from .replies import Reply
 class Asked:
     """Whoever has one gets its reply once, or closes it. For one thread.
 
-    errors: what a Call raises where the network or the other side is at fault; the others are as of Reply. accept: a media type.
+    errors: what a Call raises where the network or the other side is at fault; the others are as of Reply. base: the service's url;
+    accept: a media type.
     """
 
     def __init__(
-        self, call: Call, errors: tuple[type[Exception], ...], url: str, target: str, request_id: str, accept: str
+        self, call: Call, errors: tuple[type[Exception], ...], base: str, url: str, target: str, request_id: str, accept: str
     ) -> None:
         self._call, self._errors = call, errors
-        self._url, self._target, self._request_id, self._accept = url, target, request_id, accept
+        self._base, self._url, self._target, self._request_id, self._accept = base, url, target, request_id, accept
         self._coming: Future[Reply] | None = None
 
     def hurry(self) -> None:
@@ -51,7 +52,7 @@ class Asked:
             answer = self._call.receive()
         except self._errors as error:
             raise failure(error, self._url) from error
-        reply = Reply(answer, self._url, self._target, self._request_id, self._errors)
+        reply = Reply(answer, self._base, self._url, self._target, self._request_id, self._errors)
         reply.check(self._accept)
         return reply
 

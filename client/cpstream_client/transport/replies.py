@@ -1,8 +1,8 @@
 """A reply, checked before anybody believes it: status, media type, digest, and that it answers what was asked."""
 
 from ..contract.bodies import Problem
-from ..contract.wire import DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, content_digest
-from ..errors import B, CorruptedError, CpstreamError, ForeignReplyError, TransportError, error_of, read_body
+from ..contract.wire import CONTRACT_HEADER, DIGEST_HEADER, LOCATION_HEADER, PROBLEM_JSON, REQUEST_ID_HEADER, content_digest, misfit
+from ..errors import B, ContractMismatch, CorruptedError, CpstreamError, ForeignReplyError, TransportError, error_of, read_body
 from .answers import Answer
 from .failures import failure
 
@@ -23,13 +23,17 @@ _REMEDIES = {
 
 
 class Reply:
-    """A reply whose body is still to come. url: of the request, with its query; length: bytes of the body, None where unknown.
+    """A reply whose body is still to come. base: of the service; url: of the request, with its query; length: bytes of the
+    body, None where unknown.
 
     Whoever gets one closes it. Read to its end, its connection is used again.
     """
 
-    def __init__(self, answer: Answer, url: str, target: str, request_id: str, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(
+        self, answer: Answer, base: str, url: str, target: str, request_id: str, errors: tuple[type[Exception], ...]
+    ) -> None:
         self.url, self.length = url, answer.length
+        self._base = base
         self._answer, self._target, self._request_id, self._errors = answer, target, request_id, errors
 
     def fill(self, buffer: memoryview) -> None:
@@ -70,15 +74,18 @@ class Reply:
     def check(self, media_type: str) -> None:
         """Find status 200 and the media type asked for, uncompressed.
 
-        Raises ServiceError when the service, or a proxy before it, refused; ForeignReplyError when something else answered;
-        CorruptedError or UnavailableError when asking again may help.
+        Raises ContractMismatch when the service is of another form; ServiceError when it, or a proxy before it, refused;
+        ForeignReplyError when something else answered; CorruptedError or UnavailableError when asking again may help.
         """
         status, got = self._answer.status, self._media_type
         encoding = _word(self._answer.headers.get("Content-Encoding", "identity"))
         answered = status == 200 and got == media_type
-        if answered and encoding == "identity":
+        mismatch = misfit(self._answer.headers.get(CONTRACT_HEADER, ""), self._base) if self._is_the_services else None
+        if answered and encoding == "identity" and mismatch is None:
             return
         try:
+            if mismatch is not None:
+                raise ContractMismatch(mismatch)
             if answered:
                 raise ForeignReplyError(
                     f"{self.url}: the reply is compressed ({encoding}), unasked; have the proxy in between not do so"

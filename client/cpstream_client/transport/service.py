@@ -97,4 +97,4 @@ class Service:
         request_id = new_request_id()
         session = self.sessions.here()
         call = session.send(method, url, headers, (REQUEST_ID_HEADER, request_id), body, line or Line())
-        return Asked(call, session.errors, url, target, request_id, accept)
+        return Asked(call, session.errors, endpoint.url, url, target, request_id, accept)

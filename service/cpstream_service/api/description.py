@@ -31,6 +31,7 @@ TAGS = [
     {"name": "splits", "description": "What is served: metadata, alignment, single rows."},
     {"name": "batches", "description": "Samples for training, in bulk."},
     {"name": "downloads", "description": "A whole split as files."},
+    {"name": "client", "description": "The Python client that fits; never needs a token."},
     {"name": "health", "description": "For orchestrators and monitoring; never needs a token."},
 ]
 
@@ -38,6 +39,7 @@ Replies = dict[int | str, dict[str, Any]]
 
 HEADERS = {
     wire.REQUEST_ID_HEADER: "By which the service's log names the request: the client's own, or a new one.",
+    wire.CONTRACT_HEADER: "`contract=1`, the form of requests and replies; and the name of the client below `/client` that fits.",
     wire.DIGEST_HEADER: "RFC 9530's digest of a JSON body, by SHA-256.",
     wire.LOCATION_HEADER: "The path and query that a JSON body answers.",
     "ETag": "Strong: of content and query, hence the same on every replica.",
@@ -49,7 +51,7 @@ HEADERS = {
     "Retry-After": "Seconds.",
     "WWW-Authenticate": "`Bearer`.",
 }
-"""Of replies, beside those that every reply of HTTP has. The first comes with each."""
+"""Of replies, beside those that every reply of HTTP has. The first two come with each."""
 CACHED = ("Cache-Control", "ETag", "Vary")
 OF_JSON = (wire.DIGEST_HEADER, wire.LOCATION_HEADER)
 CURRENT: dict[str, Any] = {"description": "The client's copy (`If-None-Match`) is current."}
@@ -129,7 +131,7 @@ def _complete_operation(operation: dict[str, Any], has_token: bool, labels: Coll
     else:
         operation["responses"].pop("401", None)
     for reply in operation["responses"].values():
-        reply.setdefault("headers", {}).update(named(wire.REQUEST_ID_HEADER)["headers"])
+        reply.setdefault("headers", {}).update(named(wire.REQUEST_ID_HEADER, wire.CONTRACT_HEADER)["headers"])
     for parameter in operation.get("parameters", ()):
         parameter["schema"].pop("description", None)  # it stands in the parameter itself
         if parameter["name"] == "columns":

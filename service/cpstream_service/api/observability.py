@@ -27,10 +27,11 @@ from prometheus_client.registry import Collector
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from cpstream_client.contract.wire import ARROW_STREAM, REQUEST_ID_HEADER
+from cpstream_client.contract.wire import ARROW_STREAM, CONTRACT_HEADER, REQUEST_ID_HEADER, contract_header
 from cpstream_client.files import allocate
 
 from ..snapshot.store import Split
+from .client_wheel import find_wheel
 from .negotiation import target_of
 
 logger = logging.getLogger("cpstream.service")
@@ -143,6 +144,8 @@ class Observability:
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
+        wheel = find_wheel()
+        self._contract = contract_header(wheel.name if wheel else None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -161,6 +164,7 @@ class Observability:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
+                headers[CONTRACT_HEADER] = self._contract
                 announced = headers.get("content-length")
                 is_stream = headers.get("content-type") == ARROW_STREAM
                 if is_stream:

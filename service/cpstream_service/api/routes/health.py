@@ -30,6 +30,7 @@ async def index(_: NoParameters) -> Response:
         openapi="openapi.json",
         ready="readyz",
         metrics="metrics",
+        client=wire.CLIENT_PATH.lstrip("/"),
     )
     return ReadableJson(links)
 

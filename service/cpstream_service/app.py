@@ -11,7 +11,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
-from .api.observability import Metrics, Observability
+from .api.metrics import Metrics
+from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.routes import batches, client, downloads, health, splits
 from .api.state import Service
@@ -21,8 +22,12 @@ from .settings import ServeSettings
 from .snapshot.store import Snapshot
 
 
-def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str | None = None) -> FastAPI:
-    """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None."""
+def create_app(
+    snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str | None = None, load_s: float | None = None
+) -> FastAPI:
+    """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None; load_s: what
+    loading it took, for the metrics.
+    """
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
 
@@ -32,7 +37,8 @@ def create_app(snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str
         versions = Versions(batch_server, stale_reason)
         versions.open(Version.of(snapshot, settings))
         versions.make_current(snapshot.path.name)
-        metrics.splits.current = versions.splits
+        metrics.held.splits, metrics.held.load_s = versions.splits, lambda: load_s
+        metrics.held.versions = lambda: len(versions.held)
         app.state.service = Service(versions, settings, batch_server, metrics, drain)
         with drain.on_signals():
             yield

@@ -6,6 +6,7 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -17,7 +18,7 @@ from fastapi import FastAPI
 from cpstream_client.files import writable_by_others
 
 from .api.drain import end_signals
-from .api.observability import MULTIPROCESS_DIR
+from .api.metrics import MULTIPROCESS_DIR
 from .app import create_app
 from .connections import Connection, raise_open_files_limit
 from .logs import logging_config, logging_to_stderr
@@ -52,7 +53,9 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
     sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
     raise_open_files_limit()
     with sock:
+        began = time.perf_counter()
         loaded = load(data, progress=sys.stderr.isatty())
+        load_s = time.perf_counter() - began
         for note in loaded.notes:
             logger.info("%s", note)
         if loaded.stale_reason is not None:
@@ -65,15 +68,15 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
         listen(sock)
         _announce(sock, settings)
         if settings.workers == 1:
-            app = create_app(loaded.snapshot, settings, stale_reason=loaded.stale_reason)
+            app = create_app(loaded.snapshot, settings, stale_reason=loaded.stale_reason, load_s=load_s)
             uvicorn.Server(_config(partial(_same, app), settings)).run(sockets=[sock])
             return 0
-        return _serve_by_workers(partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason), settings, sock)
+        return _serve_by_workers(partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason, load_s), settings, sock)
 
 
-def worker_app(directory: Path, settings: ServeSettings, stale_reason: str | None) -> FastAPI:
+def worker_app(directory: Path, settings: ServeSettings, stale_reason: str | None, load_s: float) -> FastAPI:
     """The application of a worker process, over the snapshot that its supervisor has verified."""
-    return create_app(open_snapshot(directory, verify=False), settings, stale_reason=stale_reason)
+    return create_app(open_snapshot(directory, verify=False), settings, stale_reason=stale_reason, load_s=load_s)
 
 
 def _same(app: FastAPI) -> FastAPI:

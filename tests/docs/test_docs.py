@@ -17,7 +17,7 @@ import pytest
 from conftest import Server
 
 from cpstream_client.contract import wire
-from cpstream_service.api.observability import Metrics
+from cpstream_service.api.metrics import Metrics
 from cpstream_service.app import create_app
 from cpstream_service.cli.app import variables
 from cpstream_service.settings import DataSettings, ServeSettings

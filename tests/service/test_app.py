@@ -261,9 +261,9 @@ def test_metrics_count_requests_bytes_and_samples(run_server: Callable[..., Serv
         text = http.get("/metrics").text
     batches = 'route="/v1/splits/{split}/batches"'
     assert f'cpstream_requests_total{{method="GET",{batches},status="200"}} 1.0' in text
-    assert f"cpstream_sent_bytes_total{{{batches}}} {float(nbytes)}" in text
-    assert 'cpstream_sent_bytes_total{route="/v1/splits/{split}/embeddings.npy"} 0.0' in text
-    assert 'cpstream_samples_total{split="dev"} 32.0' in text
+    assert f'cpstream_sent_bytes_total{{{batches},token=""}} {float(nbytes)}' in text
+    assert 'cpstream_sent_bytes_total{route="/v1/splits/{split}/embeddings.npy",token=""} 0.0' in text
+    assert 'cpstream_samples_total{split="dev",token=""} 32.0' in text
     assert 'route="/v1/splits/{split}",status="404"' in text
     assert 'route="unmatched",status="404"' in text
     assert "cpstream_open_streams 0.0" in text

@@ -9,6 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from cpstream_client.contract.wire import ARROW_STREAM
 
+from ..batches.account import clock
 from ..batches.gather import CHUNK_BYTES
 from ..batches.server import ArrowReply, BatchServer
 
@@ -28,19 +29,22 @@ class ArrowStream(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})
-            else:
-                await self._send_chunks(client, receive, send)
+                return
+            scope["state"]["account"] = self._reply.account
+            await self._send_chunks(client, receive, send)
 
     async def _send_chunks(self, client: str, receive: Receive, send: Send) -> None:
-        left = self._reply.nbytes
+        left, account = self._reply.nbytes, self._reply.account
         # Not worth a task where all of it goes out at once.
         gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
         try:
-            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop, client)) as chunks:
+            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop, client, account)) as chunks:
                 async for chunk in chunks:
                     left -= len(chunk)
                     # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.
+                    began = clock()
                     await send({"type": "http.response.body", "body": chunk.data, "more_body": left > 0})
+                    account.send_s += clock() - began
                     del chunk
                     if gone is not None and gone.done():
                         return

@@ -89,6 +89,7 @@ class ProblemReply(ReadableJson):
             **extra,
         )
         super().__init__(problem, code.status, headers)
+        scope["state"]["code"] = code.code  # for the log and the metrics
 
 
 class Problems:

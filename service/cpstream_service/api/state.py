@@ -10,7 +10,7 @@ from ..settings import ServeSettings
 from ..snapshot.store import Split
 from .arrivals import Arrivals
 from .drain import Drain
-from .observability import Metrics
+from .metrics import Metrics
 from .versions import Versions
 
 

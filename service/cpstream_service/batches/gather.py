@@ -20,6 +20,7 @@ from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import CHECKSUM_BYTES, BatchQuery, Column, Dtype, batch_schema, stream_metadata
 
+from .account import Account
 from .frames import END_OF_STREAM, Frame, frame, padded
 
 CHUNK_BYTES = 2 * 1024**2
@@ -177,8 +178,13 @@ def batch_parts(columns: Columns, batches: Iterable[Indices]) -> Iterator[Part]:
             yield Part(indices, frame, low, high, (high - low) * columns.embedding_bytes + ends_bytes)
 
 
-def reply(columns: Columns, schema: bytes, batches: Iterable[Indices], pool: BufferPool) -> Iterator[Bytes]:
-    """The bytes of an Arrow stream in chunks of about CHUNK_BYTES, each a lease of the pool. next() gathers one chunk."""
+def reply(
+    columns: Columns, schema: bytes, batches: Iterable[Indices], pool: BufferPool, account: Account | None = None
+) -> Iterator[Bytes]:
+    """The bytes of an Arrow stream in chunks of about CHUNK_BYTES, each a lease of the pool. next() gathers one chunk.
+
+    account: takes note of each.
+    """
     writer = ChunkWriter(columns)
     groups = _grouped(batch_parts(columns, batches))
     head, group = schema, next(groups, [])
@@ -192,6 +198,9 @@ def reply(columns: Columns, schema: bytes, batches: Iterable[Indices], pool: Buf
         for part in group:
             position = writer.write(out, position, part)
         out[position:] = tail
+        if account is not None:
+            whole = [len(part.indices) for part in group if part.high == len(part.indices)]
+            account.chunk(len(chunk), sum(whole), len(whole))
         yield chunk
         if following is None:
             return

@@ -11,7 +11,7 @@ import logging
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from cpstream_client.buffers import BufferPool, Bytes
@@ -23,6 +23,7 @@ from ..errors import Overloaded, PayloadTooLarge, StorageFailed, TooManyStreams
 from ..settings import ServeSettings
 from ..snapshot.exports import half_precision
 from ..snapshot.store import Snapshot, Split
+from .account import Account, clock
 from .frames import END_OF_STREAM
 from .gather import Columns, Floats, reply, schema_message
 from .orders import OrderCache
@@ -45,13 +46,15 @@ ROWS_IN_LOOP = 20_000
 class ArrowReply:
     """An Arrow IPC stream to be sent, of which nothing is gathered yet.
 
-    nbytes: of all chunks together. in_loop: whether the event loop may gather them, each being small and in memory.
+    nbytes: of all chunks together. in_loop: whether the event loop may gather them, each being small and in memory. account: of
+    what the chunks took, and which batches they hold.
     """
 
     chunks: Iterator[Bytes]
     nbytes: int
     num_rows: int
     in_loop: bool
+    account: Account = field(default_factory=Account)
 
 
 class BatchServer:
@@ -151,7 +154,8 @@ class BatchServer:
             )
         # What stands behind the embeddings of a batch is gathered at once.
         in_loop = fits and rows_of_batch <= ROWS_IN_LOOP
-        return ArrowReply(reply(columns, schema, batches, self._pool), total, num_rows, in_loop)
+        account = Account()
+        return ArrowReply(reply(columns, schema, batches, self._pool, account), total, num_rows, in_loop, account)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         split.check_columns(names)
@@ -207,23 +211,30 @@ class BatchServer:
             self._turns.give(client)
 
     async def gathered(
-        self, chunks: Iterator[Bytes], left: int, in_loop: bool = True, client: str = ""
+        self, chunks: Iterator[Bytes], left: int, in_loop: bool = True, client: str = "", account: Account | None = None
     ) -> AsyncGenerator[Bytes, None]:
         """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next.
 
-        client: whom it is for; clients get as many chunks as each other, however many streams they have.
+        client: whom it is for; clients get as many chunks as each other, however many streams they have. account: takes note of
+        what it took.
         """
+        account = account or Account()
         if in_loop:
             is_first = True
             while left:
                 # One stream at a time, in turn, and in between the event loop looks after everybody else: with as many chunks as
                 # streams between two looks, a health check would wait a second for the five looks that it needs.
+                asked = clock()
                 if not self._turns.take(client):
+                    account.waits += 1
                     await self._turns.wait(client)
                 try:
                     if not is_first:  # many replies are one chunk
                         await asyncio.sleep(0)
+                    began = clock()
                     chunk = next(chunks)
+                    account.wait_s += began - asked
+                    account.gather_s += clock() - began
                 finally:
                     self._turns.give(client)
                 is_first = False
@@ -231,23 +242,33 @@ class BatchServer:
                 yield chunk
                 del chunk
             return
-        pending: asyncio.Future[Bytes] | None = asyncio.ensure_future(self._in_thread(chunks, client))
+        pending: asyncio.Future[Bytes] | None = asyncio.ensure_future(self._in_thread(chunks, client, account))
         try:
             while pending is not None:
                 chunk = await pending
                 left -= len(chunk)
                 # while the kernel takes this one
-                pending = asyncio.ensure_future(self._in_thread(chunks, client)) if left else None
+                pending = asyncio.ensure_future(self._in_thread(chunks, client, account)) if left else None
                 yield chunk
                 del chunk
         finally:
             if pending is not None:
                 pending.cancel()
 
-    async def _in_thread(self, chunks: Iterator[Bytes], client: str) -> Bytes:
+    async def _in_thread(self, chunks: Iterator[Bytes], client: str, account: Account) -> Bytes:
+        asked = clock()
         if not self._threads.take(client):
+            account.waits += 1
             await self._threads.wait(client)
+        account.wait_s += clock() - asked
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, next, chunks)
+            return await asyncio.get_running_loop().run_in_executor(self._executor, _timed_next, chunks, account)
         finally:
             self._threads.give(client)
+
+
+def _timed_next(chunks: Iterator[Bytes], account: Account) -> Bytes:
+    began = clock()
+    chunk = next(chunks)
+    account.gather_s += clock() - began
+    return chunk

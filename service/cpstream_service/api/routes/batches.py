@@ -87,7 +87,7 @@ async def batches(
     reply = not_modified(request, etag)
     if reply is not None:
         return reply
-    _note(request, split, num_rows)
+    _note(request, split, num_rows, len(query.steps(served.info.num_samples)))
     headers = {"ETag": etag, **caching(request)}
     if representation == wire.JSON:
         return await _json_batches(service, served, query, num_rows, headers)
@@ -101,7 +101,7 @@ async def take(
     served = service.split(split, parameters.fingerprint)
     representation = preferred(request, OFFERS)
     indices = await read_indices(request, service.arrivals, served.info.num_samples)
-    _note(request, split, len(indices))
+    _note(request, split, len(indices), 1)
     if representation == wire.ARROW_STREAM:
         reply = await service.batch_server.take(served, indices, parameters.dtype, parameters.parsed_columns)
         return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
@@ -119,7 +119,7 @@ async def chosen_batches(
     representation = preferred(request, OFFERS)
     chosen = await read_batches(request, service.arrivals, served.info.num_samples)
     num_rows = len(chosen.indices)
-    _note(request, split, num_rows)
+    _note(request, split, num_rows, len(chosen))
     if representation == wire.ARROW_STREAM:
         reply = await service.batch_server.chosen(served, chosen, parameters.dtype, parameters.parsed_columns)
         return ArrowStream(service.batch_server, reply, {"Cache-Control": "no-transform"})
@@ -246,6 +246,6 @@ async def _json_batches(service: Service, split: Split, query: BatchQuery, num_r
     return await to_thread.run_sync(build)
 
 
-def _note(request: Request, split: str, samples: int) -> None:
+def _note(request: Request, split: str, samples: int, batches: int) -> None:
     """Leave for the log and the metrics what this reply holds."""
-    request.scope["state"].update(split=split, samples=samples)
+    request.scope["state"].update(split=split, samples=samples, batches=batches)

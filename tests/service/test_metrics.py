@@ -1,0 +1,166 @@
+"""What /metrics says, by its numbers: a known stream gives exactly these, by two workers and after the death of one, too."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from shutil import which
+
+import httpx
+import numpy as np
+from command import serve, workers_of
+from conftest import Server, grown, poll
+from prometheus_client.parser import text_string_to_metric_families
+
+from cpstream_client import BatchQuery, Client
+from cpstream_service.api.metrics import MAX_TOKENS, OTHER_TOKENS, Metrics
+from cpstream_service.snapshot.store import Snapshot
+
+BATCHES = "/v1/splits/{split}/batches"
+
+
+def figures(url: str) -> dict[str, float]:
+    """Each number by its name and labels, in the order of their names and without empty ones: cpstream_samples_total{split=dev}."""
+    found = {}
+    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+        for sample in family.samples:
+            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()) if value)
+            found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return found
+
+
+def arrow(url: str, split: str, **parameters: object) -> httpx.Response:
+    return httpx.get(f"{url}/v1/splits/{split}/batches", params=parameters)  # type: ignore[arg-type]
+
+
+def test_a_known_stream_gives_these_numbers(run_server: Callable[..., Server]) -> None:
+    url = run_server().url
+    nbytes = len(arrow(url, "dev", batch_size=10, limit=3).content)
+    httpx.post(f"{url}/v1/splits/dev/take", json={"indices": [1, 2]})
+    httpx.post(f"{url}/v1/splits/dev/batches", json={"batches": [[1, 2, 3], [], [4]]})
+    json = {"Accept": "application/json"}
+    httpx.get(f"{url}/v1/splits/test/batches", params={"batch_size": 4, "limit": 2}, headers=json)
+    httpx.head(f"{url}/v1/splits/dev/batches")
+    arrow(url, "nowhere")
+    arrow(url, "dev", batch_size=0)
+    httpx.get(f"{url}/nothing")
+    found = figures(url)
+    assert {name: value for name, value in found.items() if name.startswith(("cpstream_samples_t", "cpstream_batches_t"))} == {
+        "cpstream_samples_total{split=dev}": 36.0,
+        "cpstream_batches_total{split=dev}": 7.0,
+        "cpstream_samples_total{split=test}": 8.0,
+        "cpstream_batches_total{split=test}": 2.0,
+    }
+    refusals = {name: value for name, value in found.items() if name.startswith("cpstream_refusals_total")}
+    assert refusals == {
+        "cpstream_refusals_total{code=unknown-split}": 1.0,
+        "cpstream_refusals_total{code=invalid-parameter}": 1.0,
+        "cpstream_refusals_total{code=not-found}": 1.0,
+    }
+    assert found[f"cpstream_requests_total{{method=GET,route={BATCHES},status=200}}"] == 2.0
+    assert found[f"cpstream_sent_bytes_total{{route={BATCHES}}}"] > nbytes
+    for part in ("gather", "wait", "send"):
+        assert found[f"cpstream_stream_{part}_seconds_count"] == 3.0  # the Arrow replies that had a body
+        assert found[f"cpstream_stream_{part}_seconds_bucket{{le=+Inf}}"] == 3.0
+    assert found["cpstream_stream_gather_seconds_sum"] > 0
+    # those without a body, as of HEAD, have no first byte
+    assert found[f"cpstream_time_to_first_byte_seconds_count{{route={BATCHES}}}"] == 5.0
+    assert found[f"cpstream_request_duration_seconds_count{{route={BATCHES}}}"] == 6.0
+    took = found[f"cpstream_request_duration_seconds_sum{{route={BATCHES}}}"]
+    assert 0 < found[f"cpstream_time_to_first_byte_seconds_sum{{route={BATCHES}}}"] < took
+    assert (found["cpstream_open_streams"], found["cpstream_turn_waits_total"], found["cpstream_versions"]) == (0.0, 0.0, 1.0)
+
+
+def test_a_stream_that_is_cut_counts_for_what_was_sent(run_server: Callable[..., Server], snapshot: Snapshot) -> None:
+    server = run_server(snapshot=grown(snapshot, "train", 50_000))
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as sock:
+        sock.sendall(f"GET /v1/splits/train/batches?batch_size=100 HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        left = 10_000_000
+        while left > 0:
+            left -= len(sock.recv(65536))
+    poll(lambda: figures(server.url)["cpstream_open_streams"] == 0)
+    found = figures(server.url)
+    samples, batches = found["cpstream_samples_total{split=train}"], found["cpstream_batches_total{split=train}"]
+    row_bytes = snapshot.splits["train"].embeddings.shape[1] * 4
+    assert 8_000_000 < samples * row_bytes <= found[f"cpstream_sent_bytes_total{{route={BATCHES}}}"] < 50_000 * row_bytes
+    assert samples == 100 * batches
+    assert found["cpstream_stream_send_seconds_count"] == 1.0
+
+
+def test_numbers_of_two_workers_outlive_one_of_them(tmp_path: Path) -> None:
+    with serve(tmp_path, "--workers", "2") as service:
+        query = BatchQuery(batch_size=100)
+        for _ in range(6):
+            with Client(service.url) as client:
+                assert sum(batch.num_rows for batch in client.batches("train", query)) == 1800
+        before = figures(service.url)
+        assert before["cpstream_samples_total{split=train}"] == 6 * 1800
+        assert before["cpstream_batches_total{split=train}"] > 0
+        assert before["cpstream_load_seconds"] > 0
+        killed, kept = workers_of(service)
+        os.kill(killed, signal.SIGKILL)
+        poll(lambda: len(workers := workers_of(service)) == 2 and killed not in workers)
+        assert kept in workers_of(service)
+        for _ in range(4):
+            assert arrow(service.url, "train", batch_size=100).status_code == 200
+        after = figures(service.url)
+        assert after["cpstream_samples_total{split=train}"] == 10 * 1800
+        assert after["cpstream_batches_total{split=train}"] == before["cpstream_batches_total{split=train}"] + 4 * 18
+        streams = f"cpstream_requests_total{{method=GET,route={BATCHES},status=200}}"
+        assert after["cpstream_stream_gather_seconds_count"] == after[streams] == before[streams] + 4
+        assert after["cpstream_open_streams"] == 0.0
+        samples = [name for name in after if name.startswith("cpstream_split_samples")]
+        assert len(samples) == 3, samples
+
+
+def test_tokens_are_told_apart_by_name_up_to_a_number() -> None:
+    metrics = Metrics()
+    for i in range(3 * MAX_TOKENS):
+        metrics.sent("dev", f"team-{i}", 10, 1)
+        metrics.refused("overloaded", f"team-{i}")
+        metrics.answered("GET", BATCHES, 200, f"team-{i}", took_s=1.0, first_byte_s=None, nbytes=5)
+    names = ("cpstream_samples", "cpstream_batches", "cpstream_refusals", "cpstream_sent_bytes")
+    for family in metrics.registry.collect():
+        if family.name in names:
+            by_token = {each.labels["token"]: each.value for each in family.samples if each.name.endswith("_total")}
+            assert len(by_token) == MAX_TOKENS + 1
+            assert by_token[OTHER_TOKENS] == 2 * MAX_TOKENS * by_token["team-0"]
+
+
+def test_names_and_units_are_prometheus(server: Server, tmp_path: Path) -> None:
+    """By Prometheus' own linter, and by its naming rules where that is not there."""
+    text = httpx.get(f"{server.url}/metrics").text
+    families = [family for family in text_string_to_metric_families(text) if family.name.startswith("cpstream_")]
+    for family in families:
+        assert family.documentation.endswith("."), family.name
+        assert family.type != "counter" or all(each.name.endswith(("_total", "_created")) for each in family.samples)
+        assert not re.search(r"_(ms|milliseconds|kb|mb|percent)\b", family.name)
+    assert len(families) > 15
+    if which("promtool"):
+        done = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=60)
+        assert "cpstream_" not in done.stdout + done.stderr, done.stderr
+
+
+def test_chunks_that_wait_for_another_client_are_counted(run_server: Callable[..., Server], snapshot: Snapshot) -> None:
+    server = run_server(snapshot=grown(snapshot, "train", 20_000))
+    host, port = server.url.removeprefix("http://").split(":")
+    socks = [socket.create_connection((host, int(port)), source_address=(f"127.0.0.{i}", 0)) for i in (2, 3)]
+    nbytes = int(httpx.head(f"{server.url}/v1/splits/train/batches").headers["content-length"])
+    try:
+        for sock in socks:
+            sock.sendall(f"GET /v1/splits/train/batches HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        got, buffer = np.zeros(2, np.int64), bytearray(2**20)
+        while (got < nbytes).any():
+            for i, sock in enumerate(socks):
+                got[i] += sock.recv_into(buffer, 1 if got[i] >= nbytes else len(buffer))
+    finally:
+        for sock in socks:
+            sock.close()
+    poll(lambda: figures(server.url)["cpstream_open_streams"] == 0)
+    found = figures(server.url)
+    assert found["cpstream_turn_waits_total"] > 0
+    assert found["cpstream_stream_wait_seconds_sum"] > 0

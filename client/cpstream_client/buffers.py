@@ -4,6 +4,11 @@ Allocating a megabyte costs a page fault for each of its 256 pages, more than fi
 buffers. The question is when. A socket transport holds on to what it could not send yet, and a training loop to the batches that
 it keeps. Neither says when it is done, but both drop their references: a lease is an array of its own over pooled memory, and
 every view, memoryview or tensor made of it keeps it alive. When the last one is gone, the memory returns to the pool.
+
+That happens wherever a loop drops its batch, most often in the main thread, where Python raises KeyboardInterrupt between any two
+lines of ours. Of one that is raised while an object goes, Python only says "Exception ignored in", and the loop goes on as if
+Ctrl-C had not been pressed. So no line of Python runs when a lease goes: its weak reference is itself what returns to the pool,
+by a method of a deque, which is C.
 """
 
 import weakref
@@ -25,6 +30,19 @@ def allocate_aligned(nbytes: int) -> Bytes:
     return memory[offset : offset + nbytes]
 
 
+class _Idle(weakref.ref[Bytes]):
+    """A weak reference to a lease, with the memory that is idle once the lease is gone."""
+
+    __slots__ = ("memory",)
+    memory: Bytes
+
+
+class _Leased(np.ndarray[tuple[int], np.dtype[np.uint8]]):
+    """What a lease lies over: it lives as long as the lease, and so does the weak reference to that, which is kept here alone."""
+
+    idle: _Idle
+
+
 class BufferPool:
     """Hands out leases of byte buffers. Safe between threads; keeps at most `max_idle` unused buffers.
 
@@ -33,22 +51,24 @@ class BufferPool:
 
     def __init__(self, max_idle: int, allocate: Callable[[int], Bytes] = allocate_aligned) -> None:
         self._allocate = allocate
-        self._idle: deque[Bytes] = deque(maxlen=max_idle)
+        self._idle: deque[_Idle] = deque(maxlen=max_idle)
 
     def lease(self, nbytes: int) -> Bytes:
         """A buffer that nobody else writes to while it, or anything made of it, is referred to. (nbytes,) uint8, aligned."""
         memory = self._reuse(nbytes)
         if memory is None:
             memory = self._allocate(nbytes)
+        leased = memory.view(_Leased)
         # Over a memoryview, because views of a plain slice would refer to the pooled array and not to the lease.
-        lease = np.frombuffer(memory.data, dtype=np.uint8, count=nbytes)
-        weakref.finalize(lease, self._idle.append, memory).atexit = False
+        lease = np.frombuffer(leased.data, dtype=np.uint8, count=nbytes)
+        leased.idle = _Idle(lease, self._idle.append)
+        leased.idle.memory = memory
         return lease
 
     def _reuse(self, nbytes: int) -> Bytes | None:
         """The buffer that came back last (its pages are the warmest) if it is large enough; too small ones are let go."""
         try:
-            memory = self._idle.pop()
+            memory = self._idle.pop().memory
         except IndexError:
             return None
         return memory if nbytes <= memory.size <= 2 * nbytes + ALIGNMENT * 1024 else None

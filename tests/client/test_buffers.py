@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import itertools
 import socket
+import sys
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,21 @@ def test_buffers_come_back_and_are_few() -> None:
     assert len(addresses) == 1
     many = [pool.lease(1000) for _ in range(10)]
     many.clear()
+    assert len(pool._idle) == 2
+
+
+def test_no_python_runs_when_a_lease_goes() -> None:
+    """Or Ctrl-C, which Python raises between any two lines in the main thread, would be lost there: what is raised while an object
+    goes is only printed, and the loop goes on.
+    """
+    pool, called = BufferPool(max_idle=2), list[str]()
+    held: list[object] = [
+        [pool.lease(1000), pool.lease(2000)[100:].view(), memoryview(pool.lease(3000)), torch.from_numpy(pool.lease(9))]
+    ]
+    sys.setprofile(lambda frame, event, _: called.append(frame.f_code.co_name) if event == "call" else None)
+    held.clear()
+    sys.setprofile(None)
+    assert called == []
     assert len(pool._idle) == 2
 
 

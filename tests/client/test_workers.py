@@ -160,8 +160,8 @@ from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDa
 url = sys.argv[1]
 
 
-def dataset():
-    return StreamingEmbeddingsDataset(url, "train", batch_size=256, shuffle=True, prefetch_bytes=1, cache=None)
+def dataset(cache=None):
+    return StreamingEmbeddingsDataset(url, "train", batch_size=256, shuffle=True, prefetch_bytes=1, cache=cache)
 """
 
 LEFTOVERS = (
@@ -286,7 +286,7 @@ INTERRUPTED = (
     PRELUDE
     + """
 if __name__ == "__main__":
-    batches = loader(dataset(), **json.loads(sys.argv[2]))
+    batches = loader(dataset(*sys.argv[3:]), **json.loads(sys.argv[2]))
     epoch = 0
     while True:
         batches.set_epoch(epoch)
@@ -318,9 +318,9 @@ def connections_to(url: str) -> int:
     return sum(local_address.endswith(port) and state == "01" for _, local_address, _, state, *_ in rows)
 
 
-@pytest.mark.parametrize("options", WORKERS, ids=str)
-def test_ctrl_c_in_the_loop_leaves_nothing_behind(large: Server, tmp_path: Path, options: dict[str, Any]) -> None:
-    process = run_script(INTERRUPTED, large.url, json.dumps(options), tmp_path=tmp_path)
+@pytest.mark.parametrize(("options", "cache"), [*((options, []) for options in WORKERS), ({}, ["auto"])], ids=str)
+def test_ctrl_c_in_the_loop_leaves_nothing_behind(large: Server, tmp_path: Path, options: dict[str, Any], cache: list[str]) -> None:
+    process = run_script(INTERRUPTED, large.url, json.dumps(options), *cache, tmp_path=tmp_path)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers, too

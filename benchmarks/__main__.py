@@ -69,8 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(measurement.name for measurement in MEASUREMENTS))
         return 0
     chosen = [measurement for measurement in MEASUREMENTS if not given.only or measurement.name in given.only]
-    options = Options(samples=given.samples, dim=given.dim, rounds=given.rounds, quick=given.quick)
-    whole = not given.quick and not given.only
+    options = Options(samples=given.samples, dim=given.dim, rounds=given.rounds, quick=given.quick, attacks=tuple(given.attacks))
+    whole = not given.quick and not given.only and not given.attacks
     where, now = machine(), time.localtime()
     path = None
     if whole or given.results:
@@ -142,6 +142,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help=f"where the JSON goes ({RESULTS.relative_to(ROOT)}, for whole runs)"
     )
+    parser.add_argument("--attacks", nargs="+", metavar="WORD", default=[], help="of attacks, those whose names hold one of these")
     parser.add_argument("--list", action="store_true", help="list the measurements and exit")
     given = parser.parse_args(arguments)
     for name, whole, quick in (("rounds", 5, 2), ("samples", 200_000, 4_000), ("dim", 768, 64)):

@@ -17,7 +17,7 @@ from statistics import median
 
 from .bench import Bench, Measurement
 from .data import make_data
-from .findings import Finding, Series, at_least, at_most, ratio
+from .findings import Finding, Series, Skipped, at_least, at_most, ratio
 from .processes import ROOT, ChildFailed, end, environment, first_line, helper
 from .servers.attacker import ATTACKS
 from .service import Service, serving
@@ -47,7 +47,11 @@ def measure(bench: Bench) -> Iterator[Finding]:
     samples, seconds = bench.options.pick(200_000, 4_000), bench.options.pick(20, 5) / 10
     source = make_data(bench.folder / "attacked", samples, DIM).folder
     snapshots = bench.folder / "snapshots-attacked"
-    attacks = [*ATTACKS][:: bench.options.pick(1, 7)]
+    words = bench.options.attacks
+    attacks = [name for name in ATTACKS if not words or any(word in name for word in words)]
+    if not attacks:
+        raise Skipped(f"no attack is called like {', '.join(words)}; they are {'; '.join(ATTACKS)}")
+    attacks = attacks[:: bench.options.pick(1, 7)]
     figures = {name: Rounds() for name in attacks}
     rounds = bench.options.pick(min(2, bench.options.rounds), 1)
     for number in range(1, rounds + 1):

@@ -22,6 +22,8 @@ class Options:
     dim: int = 768
     rounds: int = 5
     quick: bool = False
+    attacks: tuple[str, ...] = ()
+    """Words; of the attacks, those whose names hold one of them. All without any."""
 
     def pick(self, whole: int, quick: int) -> int:
         """A size that a quick run makes smaller."""

@@ -179,9 +179,9 @@ def _status(url: str, path: str) -> int:
     return status
 
 
-def test_many_streams_take_turns_with_the_event_loop(snapshot: Snapshot) -> None:
+def test_many_streams_take_turns_with_the_event_loop() -> None:
     """A health check needs a few rounds of the event loop: each may hold one chunk, however many streams there are."""
-    server = BatchServer(snapshot, ServeSettings())
+    server = BatchServer(ServeSettings())
     gathered = 0
 
     def chunks() -> Iterator[Bytes]:

@@ -26,7 +26,7 @@ CLIENT = """
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset inverse_density_weights loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"
-COMMANDS = "check info ingest plan serve"
+COMMANDS = "check info ingest plan prepare serve"
 PATHS = """
     /client /client/{name} /livez /metrics /problems/{code} /readyz
     /v1/splits /v1/splits/{split} /v1/splits/{split}/alignment /v1/splits/{split}/batches /v1/splits/{split}/cps.npy

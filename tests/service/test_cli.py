@@ -26,7 +26,7 @@ ONLY_CLI = [sys.executable, str(Path(__file__).parents[1] / "only_cli.py")]
 def test_help_names_every_command_option_and_variable() -> None:
     top = run("--help")
     assert top.returncode == 0
-    for command in ("serve", "check", "ingest", "info", "plan"):
+    for command in ("serve", "check", "prepare", "ingest", "info", "plan"):
         assert re.search(rf"^. {command} ", top.stdout, re.MULTILINE), command
     text = run("serve", "--help").stdout
     for spec in (*fields(DataSettings), *fields(ServeSettings)):
@@ -34,7 +34,7 @@ def test_help_names_every_command_option_and_variable() -> None:
     flat = re.sub(r"[\s│]+", "", text)
     for spec in (*fields(DataSettings), *fields(ServeSettings)):
         assert f"CPSTREAM_{spec.name.upper()}" in flat
-    for command in ("serve", "check", "ingest", "info", "plan"):
+    for command in ("serve", "check", "prepare", "ingest", "info", "plan"):
         assert f"cpstream {command}" in run(command, "--help").stdout, "help without an example"
 
 

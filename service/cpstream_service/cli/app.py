@@ -25,6 +25,7 @@ from .ask import info, plan
 from .check import check
 from .common import FAILED, USAGE, commas, complain, failed
 from .ingest import ingest
+from .prepare import prepare
 from .serve import serve
 
 app = cyclopts.App(
@@ -38,7 +39,7 @@ app = cyclopts.App(
     default_parameter=Parameter(negative_iterable=(), consume_multiple=(1, None)),
 )
 _CANNOT_PRINT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
-COMMANDS = (serve, check, ingest, info, plan)
+COMMANDS = (serve, check, prepare, ingest, info, plan)
 for command in COMMANDS:
     app.command(command)
 app.register_install_completion_command(help="Have the shell complete cpstream's commands and options, from its next start on.")

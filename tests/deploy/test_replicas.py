@@ -1,0 +1,138 @@
+"""Replicas behind HAProxy: the configuration by haproxy itself, the profile by what it says, both for real where an engine is."""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from conftest import Server, bound, poll
+from soak.engine import compose_command, has_engine, output
+from soak.replicas import kill_in_turn, running
+from soak.trainers import Size, Trainers
+
+from cpstream_client import Client
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+PROXY, REPLICA = COMPOSE["services"]["proxy"], COMPOSE["services"]["replica"]
+HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+needs_haproxy = pytest.mark.skipif(HAPROXY is None, reason="haproxy is not installed")
+SIZE = Size(60_000, 768)
+
+
+def test_clients_are_told_apart() -> None:
+    """Replicas believe those in the proxy's network, where nobody else is."""
+    assert "option forwardfor" in CONFIGURATION.read_text()
+    (subnet,) = COMPOSE["networks"]["replicas"]["ipam"]["config"]
+    assert REPLICA["environment"]["CPSTREAM_TRUSTED_PROXIES"] == subnet["subnet"]
+    assert COMPOSE["networks"]["replicas"]["internal"]
+    members = {name for name, service in COMPOSE["services"].items() if "replicas" in service.get("networks", ())}
+    assert members == {"proxy", "replica"}
+    assert "ports" not in REPLICA
+
+
+def test_replicas_share_one_snapshot_that_is_written_once() -> None:
+    assert REPLICA["scale"] == 3
+    assert REPLICA["volumes"] == COMPOSE["services"]["prepare"]["volumes"]
+    assert REPLICA["depends_on"] == {"prepare": {"condition": "service_completed_successfully"}}
+
+
+def test_every_container_is_confined_limited_and_pinned() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert service["image"] == "${IMAGE:-cpstream}" or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+        assert "healthcheck" in service or service["image"] == "${IMAGE:-cpstream}", name  # ours has one of its own
+        if name != "chroma":  # whose image writes beside its data
+            assert service["read_only"], name
+
+
+@contextmanager
+def proxied(server: Server, folder: Path) -> Iterator[str]:
+    """HAProxy with the configuration of this tree, its replica at an address instead of a name."""
+    assert HAPROXY is not None
+    ports = []
+    for _ in range(2):
+        with bound() as sock:
+            ports.append(sock.getsockname()[1])
+    text = CONFIGURATION.read_text()
+    text = text.replace("bind :8000", f"bind 127.0.0.1:{ports[0]}").replace("bind :8404", f"bind 127.0.0.1:{ports[1]}")
+    text = re.sub(r"server-template replica \d+ \S+", f"server replica {server.url.removeprefix('http://')}", text)
+    (folder / "haproxy.cfg").write_text(
+        text.replace("init-addr none", "").replace("resolvers engine resolve-prefer", "resolve-prefer")
+    )
+    with (folder / "haproxy.log").open("wb") as log:
+        process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{ports[0]}"
+        poll(lambda: process.poll() is not None or is_ready(url))
+        assert process.poll() is None, (folder / "haproxy.log").read_text()
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@needs_haproxy
+def test_haproxy_takes_the_configuration() -> None:
+    for name in ("localhost", "tasks.localhost"):
+        done = subprocess.run(
+            [str(HAPROXY), "-c", "-f", str(CONFIGURATION)], env={"REPLICAS": name}, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        assert "warning" not in done.stderr.lower()
+
+
+@needs_haproxy
+def test_a_stream_through_it_is_the_stream(server: Server, tmp_path: Path) -> None:
+    with proxied(server, tmp_path) as url, Client(url) as remote, Client(server.url) as direct:
+        streams = [client.batches("train", batch_size=64, shuffle="uniform", seed=1) for client in (remote, direct)]
+        for got, expected in zip(*streams, strict=True):
+            assert np.array_equal(got.embeddings, expected.embeddings)
+            assert np.array_equal(got.cps, expected.cps)
+
+
+@needs_haproxy
+def test_metrics_of_one_replica_are_not_those_of_all(server: Server, tmp_path: Path) -> None:
+    with proxied(server, tmp_path) as url:
+        reply = httpx.get(f"{url}/metrics")
+        assert reply.status_code == 404
+        assert "ask each by its own address" in reply.text
+        assert httpx.get(f"{url}/proxy-livez").status_code == 200
+
+
+@pytest.mark.skipif(not (has_engine() and compose_command()), reason="no Docker Engine with Compose answers")
+@pytest.mark.timeout(1800)
+def test_replicas_are_killed_through_an_epoch_of_two_trainers(tmp_path: Path) -> None:
+    image = "cpstream-test"
+    output("docker", "build", "--tag", image, ".")
+    SIZE.write(tmp_path / "source")
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # a container's user reads it
+        folder.chmod(0o755)
+    with (
+        running(f"cpstream-replicas-{os.getpid()}", tmp_path / "source", image) as replicas,
+        Trainers(replicas.url, SIZE, seconds=15) as trainers,
+    ):
+        containers = replicas.containers()
+        kills = kill_in_turn(containers, trainers, every_s=2)
+        epochs = trainers.results()
+    assert len(containers) == 3
+    assert kills > 1
+    assert [epoch.samples for epoch in epochs] == [SIZE.samples // 2] * 2

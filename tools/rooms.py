@@ -37,6 +37,7 @@ LADDER = (
     "cpstream_service.text",
     "cpstream_service.errors",
     "cpstream_service.setting_errors",
+    "cpstream_service.tokens",
     "cpstream_service.settings",
     "cpstream_service.sources",
     "cpstream_service.align",

@@ -9,7 +9,7 @@
     │   └── UnreachableError    final: an untrusted certificate, a proxy that refuses, a host that does not resolve
     ├── ServiceError            the service answered with a problem (code, status, detail, request_id, url)
     │   ├── UnavailableError    retried: the service's own 408, 429 and 503, a gateway's 429/502/503/504, internal (500)
-    │   ├── UnauthorizedError   401: no token, or a wrong one
+    │   ├── UnauthorizedError   401, 403: no token, a wrong one, or one that lacks the scope
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
     │   └── DatasetChanged      409: other data than the one pinned; .expected and .actual are fingerprints
@@ -89,7 +89,7 @@ class UnavailableError(ServiceError):
 
 
 class UnauthorizedError(ServiceError):
-    """The token is missing or wrong."""
+    """The token is missing or wrong, or lacks the scope that this needs."""
 
 
 class NotFoundError(ServiceError):
@@ -135,6 +135,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.PAYLOAD_TOO_LARGE.code: InvalidRequestError,
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,
+    ErrorCode.FORBIDDEN.code: UnauthorizedError,
     ErrorCode.BODY_TIMEOUT.code: UnavailableError,
     ErrorCode.TOO_MANY_STREAMS.code: UnavailableError,
     ErrorCode.OVERLOADED.code: UnavailableError,

@@ -6,7 +6,6 @@ from importlib import metadata
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
@@ -14,12 +13,15 @@ from .api.drain import Drain
 from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
+from .api.proxies import ProxyHeaders
 from .api.routes import batches, client, downloads, health, splits
+from .api.routing import Route
 from .api.state import Service
 from .api.versions import Version, Versions
 from .batches.server import BatchServer
 from .settings import ServeSettings
 from .snapshot.store import Snapshot
+from .tokens import tokens_of
 
 
 def create_app(
@@ -30,6 +32,10 @@ def create_app(
     """
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
+    tokens = tokens_of(settings.token, settings.tokens_file)
+    # Not by include_router, whose routers match every request twice.
+    routes = [route for resources in (batches, splits, downloads, client, health) for route in resources.router.routes]
+    open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -45,7 +51,7 @@ def create_app(
         versions.close()
         batch_server.close()
 
-    proxied = [Middleware(ProxyHeadersMiddleware, trusted_hosts=list(settings.trusted_proxies))] if settings.trusted_proxies else []
+    proxied = [Middleware(ProxyHeaders, trusted_hosts=list(settings.trusted_proxies))] if settings.trusted_proxies else []
     app = FastAPI(
         title="cpstream",
         version=metadata.version("cpstream"),
@@ -59,13 +65,13 @@ def create_app(
         servers=[{"url": "."}],
         redirect_slashes=False,
         openapi_tags=TAGS,
-        # Not by include_router, whose routers match every request twice.
-        routes=[route for resources in (batches, splits, downloads, client, health) for route in resources.router.routes],
+        routes=routes,
         middleware=[  # outermost first; what each is for:
             *proxied,  # whoever counts or logs clients sees those behind a trusted proxy
             Middleware(Observability, metrics=metrics),  # every reply, of whatever layer, has an id, a line in the log and a count
             Middleware(Problems),  # whatever goes wrong within leaves as a problem
-            Middleware(Access, token=settings.token, drain=drain),  # what is refused costs no routing, and the drain sees who is in
+            # what is refused costs no routing, and the drain sees who is in
+            Middleware(Access, tokens=lambda: tokens, open_routes=open_routes, drain=drain),
         ],
     )
     install(app)
@@ -75,5 +81,5 @@ def create_app(
         splits = snapshot.splits.values() if service is None else service.versions.splits()
         return {label for split in splits for label in split.labels}
 
-    complete(app, has_token=settings.token is not None, labels=labels)
+    complete(app, has_token=settings.has_token, labels=labels)
     return app

@@ -101,12 +101,18 @@ class DatasetChanged(RequestError):
 
 
 class Unauthorized(RequestError):
-    """No bearer token, or a wrong one."""
+    """No bearer token, or a wrong one. schemes: how it may be sent."""
 
     code = ErrorCode.UNAUTHORIZED
 
-    def __init__(self, detail: str) -> None:
-        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+    def __init__(self, detail: str, schemes: str = "Bearer") -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": schemes})
+
+
+class Forbidden(RequestError):
+    """Whoever asks may not do this."""
+
+    code = ErrorCode.FORBIDDEN
 
 
 class NotAcceptable(RequestError):

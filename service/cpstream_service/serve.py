@@ -170,7 +170,7 @@ def _announce(sock: socket.socket, settings: ServeSettings) -> None:
     local = f" (from here: http://localhost:{port})" if host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
     workers = f" by {settings.workers} workers" if settings.workers > 1 else ""
     logger.info("serving at http://%s:%d%s%s, documentation at /docs", shown, port, local, workers)
-    if settings.token is None:
+    if not settings.has_token:
         logger.info("no token is set: whoever reaches this port can read the data (--token, CPSTREAM_TOKEN)")
 
 

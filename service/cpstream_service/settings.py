@@ -17,6 +17,7 @@ from cpstream_client.contract.token import clean_token, read_token
 from cpstream_client.contract.wire import COLUMNS, is_misspelt
 
 from .setting_errors import ENV_PREFIX, SettingsError, in_our_words
+from .tokens import tokens_of
 
 TextCount = Literal["characters", "no-spaces", "letters"]
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
@@ -179,9 +180,11 @@ class ServeSettings:
     workers: Annotated[int, Field(ge=1, le=1024)] = 1
     """Worker processes. They share the snapshot's memory; one serves about 2 GB/s."""
     token: str | None = field(default=None, repr=False)
-    """Bearer token that every request under /v1 must carry; none by default."""
+    """Bearer token that requests must carry, with all scopes; none by default."""
     token_file: Path | None = None
     """File that holds the token and nothing else, instead of --token: a mounted secret."""
+    tokens_file: Path | None = None
+    """TOML file of several tokens by name, each with its scopes (read, write, metrics, admin)."""
     max_streams: Annotated[int, Field(ge=1)] = 256
     """Streams of batches and downloads at once per worker process; one more is answered 503 overloaded."""
     max_streams_per_client: Annotated[int, Field(ge=1)] = 192
@@ -238,4 +241,14 @@ class ServeSettings:
                     f"token and token_file are both given, and differ; leave one out ({ENV_PREFIX}TOKEN, {ENV_PREFIX}TOKEN_FILE)"
                 )
             object.__setattr__(self, "token", token)
+        if self.tokens_file is not None:
+            try:
+                tokens_of(self.token, self.tokens_file)
+            except ValueError as error:
+                raise ValueError(f"tokens_file {error} ({ENV_PREFIX}TOKENS_FILE)") from None
         return self
+
+    @property
+    def has_token(self) -> bool:
+        """Whether a request needs one."""
+        return self.token is not None or self.tokens_file is not None

@@ -18,6 +18,7 @@ OF_THE_DATA = {
     "payload-too-large",
     "not-found",
     "unauthorized",
+    "forbidden",
     "not-acceptable",
 }
 """Refusals of what is well formed, since this service does not hold that much, or another thing."""

@@ -311,14 +311,14 @@ def test_a_path_cannot_forge_a_line_of_the_log(http: httpx.Client, caplog: pytes
     assert not any("\n" in message or "\r" in message for message in messages)
 
 
-def test_the_token_guards_v1_and_nothing_else(run_server: Callable[..., Server]) -> None:
+def test_the_token_guards_all_but_health(run_server: Callable[..., Server]) -> None:
     server = run_server(token="s3cret-é")
     with httpx.Client(base_url=server.url) as http:
-        for path in ("/livez", "/readyz", "/metrics", "/openapi.json", "/"):
+        for path in ("/livez", "/readyz", "/problems/unauthorized"):
             assert http.get(path).status_code == 200, path
         for header in (None, "s3cret-é", "Bearer", "Bearer wrong", "Basic s3cret-é"):
             headers = {} if header is None else {"Authorization": header.encode()}
-            for path in ("/v1/splits", "/v1/splits/dev/take", "/v1/nothing", "/v1"):
+            for path in ("/v1/splits", "/v1/splits/dev/take", "/v1/nothing", "/v1", "/metrics", "/openapi.json", "/docs", "/"):
                 reply = http.get(path, headers=headers)
                 assert (reply.status_code, reply.json()["code"]) == (401, "unauthorized"), (header, path)
                 assert reply.headers["www-authenticate"] == "Bearer"
@@ -328,8 +328,9 @@ def test_the_token_guards_v1_and_nothing_else(run_server: Callable[..., Server])
 
 def test_the_description_documents_every_parameter_and_error(run_server: Callable[..., Server]) -> None:
     url = run_server(token="s3cret").url
-    description = httpx.get(f"{url}/openapi.json").json()
-    assert httpx.get(f"{url}/docs").status_code == 200
+    headers = {"Authorization": "Bearer s3cret"}
+    description = httpx.get(f"{url}/openapi.json", headers=headers).json()
+    assert httpx.get(f"{url}/docs", headers=headers).status_code == 200
     codes = {code.code for code in wire.ErrorCode}
     for path, operations in description["paths"].items():
         for operation in operations.values():

@@ -38,10 +38,11 @@ def test_a_token_is_wanted_where_it_is_said_to_be(run_server: Callable[..., Serv
 
 @pytest.mark.parametrize("token", [None, TOKEN])
 def test_a_token_is_described_where_there_is_one(run_server: Callable[..., Server], token: str | None) -> None:
-    description = httpx.get(f"{run_server(token=token).url}/openapi.json").json()
+    headers = {"Authorization": f"Bearer {token}"}
+    description = httpx.get(f"{run_server(token=token).url}/openapi.json", headers=headers).json()
     for path, operations in description["paths"].items():
         for operation in operations.values():
-            wanted = token is not None and path.startswith("/v1")
+            wanted = token is not None and path.startswith(("/v1", "/metrics"))
             assert ("security" in operation, "401" in operation["responses"]) == (wanted, wanted), path
     assert ("securitySchemes" in description["components"]) == (token is not None)
 

@@ -237,6 +237,12 @@ class Alive(Body, frozen=True):
     status: str
 
 
+class Status(Body, frozen=True):
+    """Body of GET /readyz for whoever has no token where some are set."""
+
+    status: str
+
+
 class Ready(Body, frozen=True):
     """Body of GET /readyz."""
 

@@ -193,6 +193,7 @@ class ErrorCode(Enum):
     RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "The byte range is outside the file")
     DATASET_CHANGED = ("dataset-changed", 409, "The data served is not the data asked for")
     UNAUTHORIZED = ("unauthorized", 401, "A valid token is needed")
+    FORBIDDEN = ("forbidden", 403, "Not allowed to whoever asks")
     NOT_ACCEPTABLE = ("not-acceptable", 406, "No such representation")
     PAYLOAD_TOO_LARGE = ("payload-too-large", 413, "The request or its reply is too large")
     BODY_TIMEOUT = ("body-timeout", 408, "The request's body did not arrive in time")

@@ -1,45 +1,75 @@
-"""Who may ask under /v1, and when: the bearer token, and the refusal of new work while the service drains."""
+"""Who asks, and when: the token of a request, and the refusal of new work while the service drains."""
 
-import hmac
+from base64 import b64decode
+from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpstream_client.contract.wire import API_PREFIX
 
 from ..errors import Draining, Unauthorized
+from ..tokens import Token, Tokens
 from .clients import client_of
 from .drain import Drain
+from .rights import ANYBODY, NOBODY, THIS_MACHINE, is_from_this_machine
 from .routing import routed_path
 
 
 class Access:
-    """ASGI middleware before every route: what it refuses costs no parsing, and reads no body. Counts what the drain waits for."""
+    """ASGI middleware before every route: what it refuses costs no parsing, and reads no body. Counts what the drain waits for.
 
-    def __init__(self, app: ASGIApp, token: str | None, drain: Drain) -> None:
+    tokens: called for each request, for they may change. open_routes: what needs no token; all else is refused without one, also
+    what no route has.
+    """
+
+    def __init__(self, app: ASGIApp, tokens: Callable[[], Tokens], open_routes: Sequence[BaseRoute], drain: Drain) -> None:
         self.app, self.drain = app, drain
-        self._token = token.encode() if token else None
+        self._tokens, self._open_routes = tokens, open_routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan, which is open all the time
             await self.app(scope, receive, send)
             return
         path = scope["path"] = routed_path(scope)
-        scope["state"]["client"] = client_of(scope)
         self.drain.open_requests += 1
         try:
-            if path == API_PREFIX or path.startswith(API_PREFIX + "/"):
-                self._check(scope)
+            token = self._token(scope)
+            name = token.name or None
+            scope["state"].update(rights=token, token=name, client=client_of(scope, name))
+            if self.drain.draining and (path == API_PREFIX or path.startswith(API_PREFIX + "/")):
+                raise Draining("the service is shutting down; ask another replica, or again when it is back")
             await self.app(scope, receive, send)
         finally:
             self.drain.open_requests -= 1
 
-    def _check(self, scope: Scope) -> None:
-        if self._token is not None:
-            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not given.strip():
-                raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'")
-            if not hmac.compare_digest(given.strip().encode("latin-1"), self._token):
-                raise Unauthorized("the bearer token is wrong")
-        if self.drain.draining:
-            raise Draining("the service is shutting down; ask another replica, or again when it is back")
+    def _token(self, scope: Scope) -> Token:
+        tokens = self._tokens()
+        if not tokens.tokens:
+            return THIS_MACHINE if is_from_this_machine(scope) else ANYBODY
+        headers = Headers(scope=scope)
+        given = _given(headers.get("authorization", ""))
+        token = tokens.find(given) if given else None
+        if token is not None:
+            return token
+        if any(route.matches(scope)[0] is Match.FULL for route in self._open_routes):
+            return NOBODY
+        # a browser asks its user for a password where it is offered Basic, and only then
+        schemes = 'Bearer, Basic realm="cpstream", charset="UTF-8"' if "text/html" in headers.get("accept", "") else "Bearer"
+        if not given:
+            raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'", schemes)
+        raise Unauthorized("the bearer token is wrong", schemes)
+
+
+def _given(authorization: str) -> bytes:
+    """The token of the header Authorization: that of Bearer, or the password of Basic, whoever the user is; empty where none."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip().encode("latin-1")  # the bytes as they came
+    if scheme.lower() == "basic":
+        try:
+            return b64decode(value.strip(), validate=True).partition(b":")[2]
+        except ValueError:
+            return b""
+    return b""

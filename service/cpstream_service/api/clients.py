@@ -5,11 +5,18 @@ from ipaddress import IPv6Address, ip_address, ip_network
 
 from starlette.types import Scope
 
+from ..tokens import THE_ONE
+
 _MAX_CHARS = 64
 
 
-def client_of(scope: Scope) -> str:
-    """The address that the request came from, through trusted proxies; of IPv6 the /64, which one machine has whole."""
+def client_of(scope: Scope, token_name: str | None) -> str:
+    """Its token's name; or the address that it asks from, through trusted proxies, of IPv6 the /64, which one machine has whole.
+
+    The token that is set without a name says nothing of who asks: all may share it.
+    """
+    if token_name is not None and token_name != THE_ONE:
+        return f"token {token_name}"
     return _named((scope.get("client") or ("",))[0])
 
 

@@ -9,7 +9,10 @@ from cpstream_client.contract import wire
 from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import ErrorCode
 
+from ..tokens import TokenScope
 from .problems import MEANINGS, problem_type
+from .rights import CHANGING
+from .routing import Route
 
 DESCRIPTION = """\
 Speech embeddings aligned with their speech rate (CPS, characters per second), streamed to remote trainers.
@@ -32,7 +35,7 @@ TAGS = [
     {"name": "batches", "description": "Samples for training, in bulk."},
     {"name": "downloads", "description": "A whole split as files."},
     {"name": "client", "description": "The Python client that fits; never needs a token."},
-    {"name": "health", "description": "For orchestrators and monitoring; never needs a token."},
+    {"name": "health", "description": "For orchestrators and monitoring."},
 ]
 
 Replies = dict[int | str, dict[str, Any]]
@@ -49,7 +52,7 @@ HEADERS = {
     "Content-Disposition": "A file name to save it under.",
     "Content-Range": "Which bytes these are, of how many.",
     "Retry-After": "Seconds.",
-    "WWW-Authenticate": "`Bearer`.",
+    "WWW-Authenticate": "`Bearer`; for browsers `Basic`, too, with the token as the password.",
 }
 """Of replies, beside those that every reply of HTTP has. The first two come with each."""
 CACHED = ("Cache-Control", "ETag", "Vary")
@@ -97,6 +100,7 @@ def complete(app: FastAPI, *, has_token: bool, labels: Callable[[], Collection[s
     That is where a token is needed, and the columns that there are: labels() are those of all splits that are served now.
     """
     of_routes, described = app.openapi, frozenset[str]()
+    routes = [route for route in app.routes if isinstance(route, Route)]
 
     def openapi() -> dict[str, Any]:
         nonlocal described
@@ -116,20 +120,23 @@ def complete(app: FastAPI, *, has_token: bool, labels: Callable[[], Collection[s
         }
         if has_token:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        needed = {(route.path_format, method.lower()): route.needs for route in routes for method in route.methods or ()}
         for path, operations in description["paths"].items():
-            for operation in operations.values():
-                _complete_operation(operation, has_token and path.startswith(wire.API_PREFIX), served)
+            for method, operation in operations.items():
+                _complete_operation(operation, needed[path, method], has_token, served)
         components["responses"] = _shared(description["paths"])
         return description
 
     app.openapi = openapi  # type: ignore[method-assign] # FastAPI's own way to extend it
 
 
-def _complete_operation(operation: dict[str, Any], has_token: bool, labels: Collection[str]) -> None:
-    if has_token:
-        operation["security"] = [{"token": []}]
+def _complete_operation(operation: dict[str, Any], needed: TokenScope | None, has_token: bool, labels: Collection[str]) -> None:
+    if has_token and needed is not None:
+        operation["security"] = [{"token": [needed]}]
     else:
         operation["responses"].pop("401", None)
+        if needed not in CHANGING:
+            operation["responses"].pop("403", None)
     for reply in operation["responses"].values():
         reply.setdefault("headers", {}).update(named(wire.REQUEST_ID_HEADER, wire.CONTRACT_HEADER)["headers"])
     for parameter in operation.get("parameters", ()):

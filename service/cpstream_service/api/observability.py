@@ -85,7 +85,7 @@ class Observability:
     ) -> None:
         metrics, state = self.metrics, scope["state"]
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        token = state.get("token", "")
+        token = state.get("token") or ""
         metrics.answered(method, route, status, token, took_s=took_s, first_byte_s=first_byte_s, nbytes=sent)
         if "code" in state:
             metrics.refused(state["code"], token)

@@ -38,6 +38,8 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.DATASET_CHANGED: "The data served is not the data that the fingerprint parameter pins. The members expected and "
     "actual hold both fingerprints. Batches of the new data would not continue the old epoch.",
     ErrorCode.UNAUTHORIZED: "This service wants a token: send the header `Authorization: Bearer <token>`.",
+    ErrorCode.FORBIDDEN: "The token lacks the scope that this needs; or no token is set, and what changes something is taken "
+    "from the service's own machine alone; or a web page of another site sent it. The detail says which.",
     ErrorCode.NOT_ACCEPTABLE: "The Accept header excludes every representation of this resource. The detail lists them.",
     ErrorCode.PAYLOAD_TOO_LARGE: "The request's body, or the reply to it, exceeds a limit of this service. The detail says which, "
     "and how to ask for less at a time.",

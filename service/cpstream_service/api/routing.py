@@ -12,16 +12,29 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from .parameters import check_repeats
+from .rights import check, needs_of
 
 
 class Route(APIRoute):
-    """A FastAPI route that answers HEAD as GET, and refuses repeated parameters, of which FastAPI would take the last."""
+    """A FastAPI route that answers HEAD as GET, and refuses repeated parameters, of which FastAPI would take the last.
+
+    needs: the scope that a request's token must have (rights.py), or None.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **settings: Any) -> None:
+        super().__init__(path, endpoint, **settings)
+        self.needs = needs_of(endpoint, self.methods or ())
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child_scope = super().matches(scope)
         return (Match.FULL if match is Match.PARTIAL and self._is_head(scope) else match), child_scope
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        check(scope, self.needs)
+        await self.answer(scope, receive, send)
+
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A request that may be answered."""
         await (self.app if self._is_head(scope) else super().handle)(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -20,6 +20,7 @@ from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson, check_json_rows, samples_of
 from ..negotiation import caching, etag_of, not_modified, preferred
 from ..parameters import BatchParameters, PlanParameters, SampleParameters, sample_parameters
+from ..rights import needs
 from ..routing import Route
 from ..state import CurrentService, Service
 from ..take_body import BATCHES_SCHEMA, TAKE_SCHEMA, read_batches, read_indices
@@ -94,6 +95,7 @@ async def batches(
     return ArrowStream(service.batch_server, await service.batch_server.batches(served, query), headers)
 
 
+@needs("read")
 async def take(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Query()]
 ) -> Response:
@@ -111,6 +113,7 @@ async def take(
     return CompactJson(bodies.JsonBatches(split=split, fingerprint=served.fingerprint, num_rows=len(samples), batches=(batch,)))
 
 
+@needs("read")
 async def chosen_batches(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Query()]
 ) -> Response:
@@ -137,9 +140,9 @@ async def chosen_batches(
 class BodyRoute(Route):
     """What a body asks for is often little: FastAPI describes these routes, and has no part in answering their requests."""
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
-            await super().handle(scope, receive, send)
+            await super().answer(scope, receive, send)
             return
         request, parameters = Request(scope, receive), sample_parameters(scope["query_string"])
         service: Service = request.app.state.service

@@ -13,6 +13,7 @@ from ..client_wheel import find_wheel
 from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
 from ..negotiation import not_modified
+from ..rights import needs
 from ..routing import Route
 from .common import NoParameters
 
@@ -24,6 +25,7 @@ router = APIRouter(prefix=wire.CLIENT_PATH, tags=["client"], route_class=Route)
     summary="Which client fits",
     responses={200: {"model": bodies.ClientInfo, **named(*OF_JSON)}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
 )
+@needs(None)
 async def client(_: NoParameters) -> Response:
     """The contract that this service speaks, and the wheel of the client that was built with it.
 
@@ -49,6 +51,7 @@ async def client(_: NoParameters) -> Response:
         **problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
     },
 )
+@needs(None)
 async def wheel(
     name: Annotated[str, Path(description="As `GET /client` says it.", examples=["cpstream-0.1.0-py3-none-any.whl"])],
     request: Request,

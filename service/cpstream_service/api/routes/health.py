@@ -1,4 +1,4 @@
-"""Unversioned resources for orchestrators, monitoring and people who come by: never behind the token."""
+"""Unversioned resources, for orchestrators, monitoring and people who come by."""
 
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from ...errors import Draining, NotFound
 from ..description import OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson
 from ..problems import MEANINGS, problem_type
+from ..rights import NOBODY, needs
 from ..routing import Route
 from ..state import CurrentService
 from .common import NoParameters
@@ -50,6 +51,7 @@ async def docs(_: NoParameters) -> Response:
     summary="Is the process alive?",
     responses={200: {"model": bodies.Alive, **named(*OF_JSON)}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
 )
+@needs(None)
 async def livez(_: NoParameters) -> Response:
     """Answers as long as the process runs, draining included. Restart it when this fails."""
     return ReadableJson(bodies.Alive(status="alive"))
@@ -60,7 +62,7 @@ async def livez(_: NoParameters) -> Response:
     summary="Should it get requests?",
     responses={
         200: {
-            "model": bodies.Ready,
+            "model": bodies.Ready | bodies.Status,
             **named(*OF_JSON),
             "content": {
                 wire.JSON: {
@@ -76,14 +78,19 @@ async def livez(_: NoParameters) -> Response:
         **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
     },
 )
-async def readyz(service: CurrentService, _: NoParameters) -> Response:
+@needs(None)
+async def readyz(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """200 while the service takes requests; 503 `draining` with Retry-After once it has been told to stop.
+
+    Where tokens are set, all but the `status` is for those who send one.
 
     `stale_reason` says why the data may be older than its source (Chroma could not be reached at start, and the last good snapshot
     serves); it is null otherwise.
     """
     if service.drain.draining:
         raise Draining("the service is shutting down; send no new requests here")
+    if request.scope["state"]["rights"] is NOBODY:
+        return ReadableJson(bodies.Status(status="ready"))
     snapshot, stale_reason = service.versions.current.snapshot, service.versions.stale_reason
     ready = bodies.Ready(status="ready", fingerprint=snapshot.fingerprint, stale_reason=stale_reason, splits=tuple(snapshot.splits))
     return ReadableJson(ready)
@@ -95,9 +102,10 @@ async def readyz(service: CurrentService, _: NoParameters) -> Response:
     response_class=Response,
     responses={
         200: {"description": "Text exposition format. docs/operations.md lists the metrics.", "content": {"text/plain": {}}},
-        **problem_replies(ErrorCode.INVALID_PARAMETER),
+        **problem_replies(ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.INVALID_PARAMETER),
     },
 )
+@needs("metrics")
 def metrics(service: CurrentService, _: NoParameters) -> Response:
     """Requests, durations, bytes and samples sent, open streams; of all worker processes together."""
     body, media_type = service.metrics.render()
@@ -112,6 +120,7 @@ def metrics(service: CurrentService, _: NoParameters) -> Response:
         **problem_replies(ErrorCode.NOT_FOUND, ErrorCode.INVALID_PARAMETER),
     },
 )
+@needs(None)
 async def explain(
     code: Annotated[str, Path(description="A problem's `code`.", examples=["unknown-split"])], _: NoParameters
 ) -> Response:

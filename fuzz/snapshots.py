@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cpstream_service.settings import DataSettings
-from cpstream_service.snapshot.exports import half_precision
+from cpstream_service.snapshot.half import half_precision
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Snapshot, SnapshotInvalid, open_snapshot
 

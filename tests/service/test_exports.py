@@ -14,7 +14,7 @@ from data import make_rows, make_settings, write_dataset
 from cpstream_service.app import create_app
 from cpstream_service.errors import InvalidParameter
 from cpstream_service.settings import ServeSettings
-from cpstream_service.snapshot.exports import half_precision
+from cpstream_service.snapshot.half import half_precision
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Split
 
@@ -34,7 +34,7 @@ def test_it_is_made_once_and_shared(split: Split) -> None:
     np.testing.assert_array_equal(half_precision(split), first)
     again = (split.path / NAME).stat()
     assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
-    assert sorted(path.name for path in split.path.glob("*float16*")) == [".float16.lock", NOTE, NAME]
+    assert sorted(path.name for path in split.path.glob("*float16*")) == [".embeddings.float16.lock", NOTE, NAME]
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "no note", "other note", "left half done"])

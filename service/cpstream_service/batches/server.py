@@ -21,7 +21,7 @@ from cpstream_client.contract.wire import BatchQuery, Column, Dtype
 
 from ..errors import Overloaded, PayloadTooLarge, StorageFailed, TooManyStreams
 from ..settings import ServeSettings
-from ..snapshot.exports import half_precision
+from ..snapshot.half import half_precision
 from ..snapshot.store import Snapshot, Split
 from .account import Account, clock
 from .frames import END_OF_STREAM

@@ -1,59 +1,44 @@
 """A split in another form, kept beside its snapshot: made when first asked for, once, and shared by workers and restarts.
 
-<snapshot_dir>/<key>/<split>/embeddings.float16.npy     (N, D) float16
-<snapshot_dir>/<key>/<split>/embeddings.float16.json    its hash; written last
+<snapshot_dir>/<key>/<split>/<name>           what half.py and parquet.py make
+<snapshot_dir>/<key>/<split>/<stem>.json      its hash, and what it was made by; written last
 """
 
 import errno
 import fcntl
 import json
 import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-from numpy.lib import format as npy_format
+from cpstream_client.files import lock, no_follow
 
-from cpstream_client.files import allocate, lock, no_follow
-
-from ..errors import InvalidParameter
 from .fingerprint import file_hash
 from .store import Split
 
-_ROWS = 4096
+T = TypeVar("T")
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
-_REMEDY = "free space beside the snapshot (--snapshot-dir), or ask for float32"
-_ALIGNED_HEADER_BYTES = 128
-
-Half = npt.NDArray[np.float16]
 
 
-def half_precision(split: Split) -> Half:
-    """A split's embeddings as float16, rounded to nearest even. -> (N, D), a map.
+def kept(split: Split, name: str, make: Callable[[Path], None], opened: Callable[[Path], T], made_by: Mapping[str, str]) -> T | None:
+    """What `opened` makes of the whole, unaltered file of this name; None where the snapshot's folder cannot be written to.
 
-    Converting on the way out was measured at a fifth of the speed of gathering what is already converted. Where the snapshot's
-    folder cannot be written to, the copy is a file of this process alone, in the temporary folder. Raises InvalidParameter where a
-    number exceeds float16, and OSError, which names the disk, where there is no room.
+    make: writes it at another path; called where there is none, or one that is not whole or was made by something else. Raises what
+    it raises, and leaves nothing behind; OSError names the disk.
     """
-    path = split.path / "embeddings.float16.npy"
+    path = split.path / name
     try:
-        with _alone(split.path / ".float16.lock"):
-            made = _opened(path, split)
-            if made is None:
-                _make(path, split)
-                made = _opened(path, split)
+        with _alone(path.with_name(f".{path.stem}.lock")):
+            note = {"fingerprint": split.fingerprint, **made_by}
+            if not _is_whole(path, note):
+                _make(path, note, make)
+            return opened(path)
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        made = None
-    if made is not None:
-        return made
-    with tempfile.NamedTemporaryFile(prefix="cpstream-float16-") as file:
-        return _converted(Path(file.name), split)
+        return None
 
 
 @contextmanager
@@ -66,30 +51,26 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(held)
 
 
-def _opened(path: Path, split: Split) -> Half | None:
-    """The copy that an earlier process has made, if it is whole."""
+def _is_whole(path: Path, note: Mapping[str, str]) -> bool:
+    """Whether an earlier process has made it, of the same."""
     try:
-        note = json.loads(path.with_suffix(".json").read_bytes())
-        if note != {"fingerprint": split.fingerprint, "blake3": file_hash(path)}:
-            return None
-        half: Half = np.load(path, mmap_mode="r", allow_pickle=False)
+        return bool(json.loads(path.with_suffix(".json").read_bytes()) == {**note, "blake3": file_hash(path)})
     except (OSError, ValueError):
-        return None
-    return half if half.shape == split.embeddings.shape and half.dtype == np.float16 else None
+        return False
 
 
-def _make(path: Path, split: Split) -> None:
-    """Write the copy beside its place, then rename it there; the note last."""
+def _make(path: Path, note: Mapping[str, str], make: Callable[[Path], None]) -> None:
+    """Write it beside its place, then rename it there; the note last."""
     temporary = path.with_suffix(".writing")
     temporary.unlink(missing_ok=True)
     try:
-        _converted(temporary, split).flush()  # type: ignore[attr-defined] # of np.memmap
+        make(temporary)
         with _synced(temporary):
             pass
-        note = {"fingerprint": split.fingerprint, "blake3": file_hash(temporary)}
+        whole = {**note, "blake3": file_hash(temporary)}
         temporary.replace(path)
         with _synced(path.with_suffix(".json"), "wb") as file:
-            file.write(json.dumps(note).encode())
+            file.write(json.dumps(whole).encode())
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -100,18 +81,3 @@ def _synced(path: Path, mode: str = "rb") -> Iterator[IO[bytes]]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-
-
-def _converted(path: Path, split: Split) -> Half:
-    """Fill a new .npy file with the float16 of the embeddings, and map it."""
-    header = {"descr": "<f2", "fortran_order": False, "shape": split.embeddings.shape}
-    allocate(path, _ALIGNED_HEADER_BYTES + split.embeddings.size * 2, _REMEDY)
-    with open(path, "r+b", opener=no_follow) as file:
-        npy_format.write_array_header_1_0(file, header)
-        half: Half = np.memmap(file, np.float16, "r+", offset=file.tell(), shape=split.embeddings.shape)
-    with np.errstate(over="ignore"):
-        for low in range(0, len(half), _ROWS):
-            half[low : low + _ROWS] = split.embeddings[low : low + _ROWS]
-            if np.isinf(half[low : low + _ROWS]).any():
-                raise InvalidParameter("dtype float16 cannot hold this split's embeddings: some exceed 65504; ask for float32")
-    return half

@@ -71,7 +71,13 @@ def run(snippet: Snippet, url: str, folder: Path) -> str:
     (folder / "examples").symlink_to(ROOT / "examples")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [sys.executable, "-c", code] if snippet.language == "python" else ["bash", "-euo", "pipefail", "-c", code]
-    environment = os.environ | {"PATH": path, "XDG_CACHE_HOME": str(folder / "cache"), "COLUMNS": "120"}
+    (folder / "home").mkdir()
+    environment = os.environ | {
+        "PATH": path,
+        "HOME": str(folder / "home"),
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "COLUMNS": "120",
+    }
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, f"{snippet} failed\n{done.stdout}\n{done.stderr}"
     return done.stdout

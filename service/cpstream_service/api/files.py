@@ -8,13 +8,14 @@ downloaded from it.
 
 import asyncio
 import json
+import logging
 import os
 import re
 import weakref
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -26,9 +27,13 @@ from starlette.types import Receive, Scope, Send
 from cpstream_client.contract import wire
 
 from ..batches.server import BatchServer
-from ..errors import RangeNotSatisfiable
+from ..errors import RangeNotSatisfiable, StorageFailed
+from ..snapshot import parquet
+from ..snapshot.parquet import open_parquet
 from ..snapshot.store import Snapshot, Split
 from .negotiation import caching
+
+logger = logging.getLogger("cpstream.service")
 
 PIECE_BYTES = 1024**2
 _NO_FILENAME = re.compile(r'[/\\"%<>:|?*\x00-\x1f\x7f-\x9f]')
@@ -50,43 +55,61 @@ class Downloads:
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._files: dict[tuple[str, str], File] = {}
-        self._lists = asyncio.Lock()
+        self._making: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
         for split in snapshot.splits.values():
             for name in ("embeddings.npy", "cps.npy"):
-                file = _Opened(split.path / name)
-                self._files[split.name, name] = File(file.size, wire.OCTET_STREAM, file.read)
+                descriptor = os.open(split.path / name, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[split.name, name] = _opened(descriptor, wire.OCTET_STREAM)
 
     async def get(self, split: Split, name: str) -> File:
-        """One of embeddings.npy, cps.npy, file_paths.json, which is made at first use."""
-        file = self._files.get((split.name, name))
-        if file is not None:
-            return file
-        async with self._lists:  # once, whoever asks meanwhile
-            if (split.name, name) not in self._files:
-                body = await to_thread.run_sync(_json_list, split)
-                self._files[split.name, name] = File(len(body), wire.JSON, partial(_slice, body))
-        return self._files[split.name, name]
+        """One of embeddings.npy and cps.npy, or of those that are made at first use: file_paths.json, data.parquet.
+
+        Raises StorageFailed where there is no room for it.
+        """
+        key = split.name, name
+        if key not in self._files:
+            async with self._making[key]:  # once, whoever asks meanwhile
+                if key not in self._files:
+                    self._files[key] = await to_thread.run_sync(_MADE[name], split)
+        return self._files[key]
 
 
 class _Opened:
     """A file that is open for as long as this is referred to: a reply that is being sent outlives the version that it is of."""
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-        self.size = os.fstat(self._descriptor).st_size
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor)
 
     def read(self, offset: int, length: int) -> bytes:
         return os.pread(self._descriptor, length, offset)
+
+
+def _opened(descriptor: int, media_type: str) -> File:
+    return File(os.fstat(descriptor).st_size, media_type, _Opened(descriptor).read)
 
 
 def _slice(body: bytes, offset: int, length: int) -> bytes:
     return body[offset : offset + length]
 
 
-def _json_list(split: Split) -> bytes:
+def _paths(split: Split) -> File:
     """A JSON list in index order, one path a line, so that less and grep can be used on it."""
-    return ("[\n" + ",\n".join(json.dumps(path, ensure_ascii=False) for path in split.file_paths.to_pylist()) + "\n]\n").encode()
+    body = ("[\n" + ",\n".join(json.dumps(path, ensure_ascii=False) for path in split.file_paths.to_pylist()) + "\n]\n").encode()
+    return File(len(body), wire.JSON, partial(_slice, body))
+
+
+def _parquet(split: Split) -> File:
+    try:
+        return _opened(open_parquet(split), wire.PARQUET)
+    except OSError as error:
+        logger.error("cannot make the Parquet file of split %r: %s", split.name, error)
+        raise StorageFailed(
+            "the service has no room for the Parquet file of this split; its log says where; take embeddings.npy, or ask later"
+        ) from error
+
+
+_MADE = {"file_paths.json": _paths, parquet.NAME: _parquet}
 
 
 def byte_range(headers: Mapping[str, str], size: int, etag: str) -> range | None:

@@ -22,7 +22,9 @@ T = TypeVar("T")
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
-def kept(split: Split, name: str, make: Callable[[Path], None], opened: Callable[[Path], T], made_by: Mapping[str, str]) -> T | None:
+def kept(
+    split: Split, name: str, make: Callable[[Path], None], opened: Callable[[Path], T], made_by: Mapping[str, str]
+) -> T | None:
     """What `opened` makes of the whole, unaltered file of this name; None where the snapshot's folder cannot be written to.
 
     make: writes it at another path; called where there is none, or one that is not whole or was made by something else. Raises what

@@ -95,6 +95,10 @@ async def batches(
     return ArrowStream(service.batch_server, await service.batch_server.batches(served, query), headers)
 
 
+# Another name, for readers that go by a suffix; the description has one of the two.
+router.get("/splits/{split:name}/batches.arrows", include_in_schema=False)(batches)
+
+
 @needs("read")
 async def take(
     split: SplitName, request: Request, service: CurrentService, parameters: Annotated[SampleParameters, Query()]

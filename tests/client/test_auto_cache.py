@@ -4,6 +4,7 @@ import gc
 import logging
 import threading
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from cpstream_client import BatchQuery, Client, DatasetChanged
 from cpstream_client.contract.plan import Plan
+from cpstream_client.epochs import epochs as epochs_module
 from cpstream_client.epochs import filler
 from cpstream_client.epochs.budget import Budget
 from cpstream_client.epochs.cache import MemoryCache
@@ -57,6 +59,27 @@ def test_later_epochs_ask_only_whether_the_data_is_the_same(server: Server) -> N
         plain.set_epoch(epoch)
         assert_same(plain, epoch_of(local("train"), batch_size=64, epoch=epoch))
         assert "batches" in requests.since()
+
+
+def test_epochs_that_are_gathered_ahead_are_exact_wherever_they_are_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(epochs_module, "_WINDOW_BYTES", 3 * 10 * 154 * 4)  # three batches
+    columns = ("index", "embedding", "cps")
+    train = StreamingEmbeddingsDataset(server.url, "train", batch_size=10, shuffle=True, columns=columns)
+    batches = loader(train)
+    for index, _, _ in batches:
+        index.zero_()  # the loop's own
+    for epoch, left_at in [(1, 0), (1, 1), (2, 7), (3, 50), (3, None)]:
+        train.set_epoch(epoch)
+        wanted = epoch_of(local("train"), batch_size=10, epoch=epoch)
+        iterator = iter(batches)
+        kept = list(islice(iterator, left_at))
+        iterator.close()  # type: ignore[attr-defined]
+        assert_same([batch[1:] for batch in kept], wanted[:left_at])  # as they were, whatever has been gathered since
+        state = batches.state_dict()
+        assert "cpstream-gather" not in [thread.name for thread in threading.enumerate()]
+        batches.load_state_dict(state)
+        if left_at:
+            assert_same([batch[1:] for batch in batches], wanted[left_at:])
 
 
 def test_random_access_asks_for_each_sample_once(server: Server) -> None:

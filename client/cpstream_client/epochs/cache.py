@@ -24,6 +24,8 @@ class SplitCache(Protocol):
     """Where batches of a split are kept. embeddings (N, D) and cps (N,) by index."""
 
     dtype: Dtype
+    in_host_memory: bool
+    """Whether gathering is the processor's work."""
 
     def missing(self, among: Indices | None = None) -> Indices:
         """Which of these indices (by default: of all, ascending) have not been put yet. (M,) int64."""
@@ -46,6 +48,8 @@ class MemoryCache:
 
     allocate: where the batches that it makes shall lie.
     """
+
+    in_host_memory = True
 
     def __init__(self, info: SplitInfo, dtype: Dtype, allocate: Callable[[int], Bytes] = allocate_aligned) -> None:
         self.dtype: Dtype = dtype

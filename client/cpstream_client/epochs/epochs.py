@@ -1,5 +1,6 @@
 """Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +20,8 @@ from ..stream.fetch import EpochFetcher
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
 from ..stream.reader import Batch
+from .ahead import MOST, gathered_ahead
+from .budget import local_world_size
 from .cache import IDLE_BUFFERS, MemoryCache, SplitCache
 from .chosen import Chosen
 from .filler import Filler
@@ -26,7 +29,7 @@ from .prefetch import prefetch
 from .rest import Rest, others_than
 from .tally import Tally, clock
 
-_WINDOW_BYTES = 1024**2
+_WINDOW_BYTES = 2 * 1024**2
 """Of what is gathered at once: several training batches, since each gather costs some microseconds, but no more than a processor's
 cache holds until the loop looks at it."""
 _STREAMED_FROM = 0.9
@@ -72,9 +75,11 @@ class Epochs:
             return
         self._client.check_while_there(self._info)
         windows = self._windows(query)
-        complete = self._completed(cache, windows, query, turn) if missing else windows
-        for window in complete:
-            yield self._gathered(cache, window, query)
+        if missing:
+            for window in self._completed(cache, windows, query, turn):
+                yield self._delivered(*self._gathered(cache, window, query), query)
+        else:
+            yield from self._all_gathered(cache, windows, query)
 
     def chosen(self, query: BatchQuery, turn: int = 0) -> Chosen:
         """For batches of any indices. query: its dtype and columns count."""
@@ -88,7 +93,7 @@ class Epochs:
         def gather(indices: Indices, fetched: int) -> Batch:
             assert cache is not None  # noqa: S101 - which holds these
             self._tally.missed(0, kept=fetched)
-            return self._gathered(cache, indices, query)
+            return self._delivered(*self._gathered(cache, indices, query), query)
 
         return Chosen(course, fetch, cache, gather, partial(self._client.check_while_there, self._info))
 
@@ -144,13 +149,14 @@ class Epochs:
         """The indices of the query's batches, in order, some whole batches in one; one that is empty stands alone."""
         n, batch_size = self._info.num_samples, query.batch_size
         plan = query.plan(n)
-        order, steps = self._order(plan), query.steps(n)
+        order, steps, length = self._order(plan), query.steps(n), plan.num_samples
         rows = _WINDOW_BYTES // max(1, self._info.embedding_dim * np.dtype(query.dtype).itemsize)
         each = max(1, rows // batch_size) if query.num_workers == 1 else 1
         with_rows = -(-query.num_rows(n) // batch_size)
         full, empty = steps[:with_rows], steps[with_rows:]
         groups = [full[low : low + each] for low in range(0, len(full), each)] + [empty[low : low + 1] for low in range(len(empty))]
-        return [plan.slice_of(order, plan.step_bounds(group[0])[0], plan.step_bounds(group[-1])[1]) for group in groups]
+        bounds = [(min(group[0] * batch_size, length), min((group[-1] + 1) * batch_size, length)) for group in groups]
+        return [plan.slice_of(order, low, high) for low, high in bounds]
 
     def _completed(self, cache: SplitCache, windows: list[Indices], query: BatchQuery, turn: int) -> Generator[Indices, None, None]:
         """The windows, each once the cache holds it. What it misses is fetched ahead of the loop, and some of the rest with it."""
@@ -183,11 +189,36 @@ class Epochs:
                 return
             took += 1
 
-    def _gathered(self, cache: SplitCache, window: Indices, query: BatchQuery) -> Batch:
+    def _all_gathered(self, cache: SplitCache, windows: list[Indices], query: BatchQuery) -> Generator[Batch, None, None]:
+        """Windows that the cache holds, gathered ahead of the loop where a processor is left for that."""
+
+        def gather(window: Indices) -> tuple[Batch, float]:
+            return self._gathered(cache, window, query)
+
+        row_bytes = self._info.embedding_dim * np.dtype(query.dtype).itemsize
+        most = min(MOST, self._prefetch_bytes // max(1, len(windows[0]) * row_bytes)) if windows else 0
+        is_alone = self._max_connections == 1  # in a DataLoader worker, which is ahead of the loop by itself
+        if most < 2 or is_alone or not cache.in_host_memory or len(os.sched_getaffinity(0)) < 2 * local_world_size():
+            for window in windows:
+                yield self._delivered(*gather(window), query)
+            return
+        ahead = gathered_ahead(windows, gather, most)
+        try:
+            for batch, seconds in ahead:
+                yield self._delivered(batch, seconds, query)
+                del batch  # the loop shall hold the only references when it asks for more
+        finally:
+            ahead.close()
+
+    def _gathered(self, cache: SplitCache, window: Indices, query: BatchQuery) -> tuple[Batch, float]:
+        """The samples, and the seconds that it took."""
         indices = window.copy() if "index" in query.columns else window  # the loop may keep or change its index column
         then = clock()
-        batch = cache.gather(indices)
-        self._tally.gathered(clock() - then, len(indices))
+        return cache.gather(indices), clock() - then
+
+    def _delivered(self, batch: Batch, seconds: float, query: BatchQuery) -> Batch:
+        """What has been gathered in so many seconds, with all columns of the query."""
+        self._tally.gathered(seconds, batch.num_rows)
         if "file_path" in query.columns:
             batch = replace(batch, file_paths=self._paths(batch.index))
         names = [name for name in query.columns if name not in COLUMNS]

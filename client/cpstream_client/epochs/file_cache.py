@@ -37,6 +37,8 @@ class FileCache:
     Raises OSError, which names the remedy, where the disk has not enough room for the split, or no file locks.
     """
 
+    in_host_memory = True
+
     def __init__(self, directory: str | os.PathLike[str], info: SplitInfo, dtype: Dtype) -> None:
         self._final = Path(directory).expanduser() / f"{info.fingerprint}-{dtype}"
         if (told := writable_by_others(self._final.parent)) is not None:

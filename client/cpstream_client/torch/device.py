@@ -79,6 +79,8 @@ class _Copier:
 class DeviceCache:
     """A whole split in the memory of a device; batches are gathered there. A SplitCache whose arrays are tensors."""
 
+    in_host_memory = False
+
     def __init__(self, info: SplitInfo, dtype: Dtype, device: torch.device) -> None:
         self.dtype: Dtype = dtype
         n = info.num_samples

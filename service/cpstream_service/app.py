@@ -14,13 +14,14 @@ from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
-from .api.routes import batches, client, downloads, health, splits
+from .api.routes import batches, client, downloads, figures, health, splits
 from .api.routing import Route
 from .api.state import Service
 from .api.versions import Version, Versions
 from .batches.server import BatchServer
 from .settings import ServeSettings
 from .snapshot.store import Snapshot
+from .statistics.jobs import Jobs
 from .tokens import tokens_of
 
 
@@ -34,7 +35,7 @@ def create_app(
     drain = Drain(settings.drain_timeout_s)
     tokens = tokens_of(settings.token, settings.tokens_file)
     # Not by include_router, whose routers match every request twice.
-    routes = [route for resources in (batches, splits, downloads, client, health) for route in resources.router.routes]
+    routes = [route for resources in (batches, splits, figures, downloads, client, health) for route in resources.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
 
     @asynccontextmanager
@@ -45,9 +46,11 @@ def create_app(
         versions.make_current(snapshot.path.name)
         metrics.held.splits, metrics.held.load_s = versions.splits, lambda: load_s
         metrics.held.versions = lambda: len(versions.held)
-        app.state.service = Service(versions, settings, batch_server, metrics, drain)
+        jobs = Jobs(settings.roles)
+        app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs)
         with drain.on_signals():
             yield
+        jobs.close()
         versions.close()
         batch_server.close()
 

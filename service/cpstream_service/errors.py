@@ -151,6 +151,12 @@ class StorageFailed(RequestError):
     code = ErrorCode.STORAGE_FAILED
 
 
+class StatisticsFailed(RequestError):
+    """The figures cannot be computed. The log says why, the reply does not."""
+
+    code = ErrorCode.STATISTICS_FAILED
+
+
 class NotReady(RequestError):
     """There is no data to serve yet."""
 

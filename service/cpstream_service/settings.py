@@ -20,6 +20,7 @@ from .setting_errors import ENV_PREFIX, SettingsError, in_our_words
 from .tokens import tokens_of
 
 TextCount = Literal["characters", "no-spaces", "letters"]
+ROLES = ("train", "dev", "test")
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _NAME = re.compile(r"\{[A-Za-z_]*\}")
@@ -185,6 +186,8 @@ class ServeSettings:
     """File that holds the token and nothing else, instead of --token: a mounted secret."""
     tokens_file: Path | None = None
     """TOML file of several tokens by name, each with its scopes (read, write, metrics, admin)."""
+    roles: tuple[str, ...] = ()
+    """ROLE=SPLIT: the split that statistics take for train, dev or test, where its name does not say so; may be given again."""
     max_streams: Annotated[int, Field(ge=1)] = 256
     """Streams of batches and downloads at once per worker process; one more is answered 503 overloaded."""
     max_streams_per_client: Annotated[int, Field(ge=1)] = 192
@@ -207,6 +210,18 @@ class ServeSettings:
     """Log lines for people (text) or for machines (json)."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severity that is logged."""
+
+    @field_validator("roles")
+    @classmethod
+    def _known_roles(cls, roles: tuple[str, ...]) -> tuple[str, ...]:
+        named = [text.partition("=")[0] for text in roles]
+        for text, role in zip(roles, named, strict=True):
+            if role not in ROLES or not text.partition("=")[2] or named.count(role) > 1:
+                raise ValueError(
+                    f"roles holds {text!r}; each must be ROLE=SPLIT, once, with a role of {', '.join(ROLES)}, as in dev=held-out "
+                    f"({ENV_PREFIX}ROLES)"
+                )
+        return roles
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -201,6 +201,7 @@ class ErrorCode(Enum):
     TOO_MANY_STREAMS = ("too-many-streams", 429, "One client has too many streams")
     OVERLOADED = ("overloaded", 503, "Too many requests at once")
     STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")
+    STATISTICS_FAILED = ("statistics-failed", 500, "The statistics cannot be computed")
     NOT_READY = ("not-ready", 503, "The data is still being loaded")
     DRAINING = ("draining", 503, "The service is shutting down")
     INTERNAL = ("internal", 500, "An error inside the service")

@@ -32,6 +32,7 @@ which the service's log has too; send your own to find it there.
 
 TAGS = [
     {"name": "splits", "description": "What is served: metadata, alignment, single rows."},
+    {"name": "figures", "description": "What a split looks like: statistics, a projection, neighbours."},
     {"name": "batches", "description": "Samples for training, in bulk."},
     {"name": "downloads", "description": "A whole split as files."},
     {"name": "client", "description": "The Python client that fits; never needs a token."},

@@ -31,6 +31,7 @@ from ..errors import InvalidParameter, shown
 
 MAX_NAMED = 8
 """Mistakes of one request that its problem names."""
+MAX_NEIGHBOURS = 1000
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
@@ -179,6 +180,14 @@ class RowsParameters(PinnedParameters):
         ),
     ] = None
     embedding: Annotated[bool, LowerCase, Field(description="Whether to send the embeddings too.")] = False
+
+
+class NeighboursParameters(PinnedParameters):
+    index: Annotated[int | None, Field(ge=0, le=MAX_INT64, description="Of the sample whose neighbours are wanted; or else:")] = (
+        None
+    )
+    file_path: Annotated[str | None, Field(min_length=1, description="Its path, as the split has it.")] = None
+    k: Annotated[int, Field(ge=1, le=MAX_NEIGHBOURS, description="How many neighbours.")] = 10
 
 
 def check_repeats(query: QueryParams) -> None:

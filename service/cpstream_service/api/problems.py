@@ -29,7 +29,7 @@ RETRY_AFTER_S = 1
 
 MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.UNKNOWN_SPLIT: "No split of this name is served. The detail lists those that are; so does GET /v1/splits.",
-    ErrorCode.NOT_FOUND: "No resource has this path. GET / and /docs list what is served.",
+    ErrorCode.NOT_FOUND: "No resource has this path (GET / and /docs list what is served), or no sample the file_path asked for.",
     ErrorCode.METHOD_NOT_ALLOWED: "The path exists, but not for this method. The Allow header lists the methods that it has.",
     ErrorCode.INVALID_PARAMETER: "A parameter is unknown, repeated, malformed or out of range, or the body is. The detail names "
     "each, its value and what it must be. Asking again cannot help.",
@@ -50,6 +50,8 @@ MEANINGS: dict[ErrorCode, str] = {
     "after Retry-After seconds, or ask another replica.",
     ErrorCode.STORAGE_FAILED: "The disk beside the snapshot has no room for what the reply is made from, such as the float16 copy. "
     "The service's log says where. Ask again after Retry-After seconds, or for float32.",
+    ErrorCode.STATISTICS_FAILED: "The process that computes the statistics of the splits failed as often as it is tried. The "
+    "service's log says why, each time; when that is mended, restart the service.",
     ErrorCode.NOT_READY: "The data is still being loaded. Ask again after Retry-After seconds.",
     ErrorCode.DRAINING: "The service has been told to stop and lets open streams finish. Ask another replica, or again after "
     "Retry-After seconds.",

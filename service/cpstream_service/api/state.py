@@ -8,6 +8,8 @@ from fastapi import Depends, Request
 from ..batches.server import BatchServer
 from ..settings import ServeSettings
 from ..snapshot.store import Split
+from ..statistics.jobs import Jobs
+from ..statistics.neighbours import Searches
 from .arrivals import Arrivals
 from .drain import Drain
 from .metrics import Metrics
@@ -23,6 +25,8 @@ class Service:
     batch_server: BatchServer
     metrics: Metrics
     drain: Drain
+    jobs: Jobs
+    searches: Searches = field(default_factory=Searches)
     arrivals: Arrivals = field(init=False)
 
     def __post_init__(self) -> None:

@@ -165,6 +165,12 @@ def paths_at(file_paths: pa.StringArray, indices: Indices) -> pa.StringArray:
     return file_paths.take(pa.Array.from_buffers(pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices))]))
 
 
+def string_scalar(text: str) -> pa.StringScalar:
+    """The text as Arrow has it, to compare paths with: pa.scalar would import pandas, too."""
+    data = text.encode()
+    return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], "<i4")), pa.py_buffer(data))[0]
+
+
 def batch_parts(columns: Columns, batches: Iterable[Indices]) -> Iterator[Part]:
     """Cut batches that are larger than a chunk into parts of whole rows; leave the others whole."""
     rows_per_part = max(1, CHUNK_BYTES // columns.embedding_bytes) if columns.embedding_bytes else None

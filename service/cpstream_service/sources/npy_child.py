@@ -1,21 +1,19 @@
 """The process that reads a numpy_embs.npy for npy_apart.py, which starts it: it hands over what the file holds, or dies of it."""
 
-import ctypes
 import gc
 import io
 import os
 import resource
 import signal
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..orphans import die_with
 from .handover import hand_over, refuse
 from .npy_content import LAYOUT, UnreadableError, read_content
 from .rows import SourceSplit
 
-_PR_SET_PDEATHSIG = 1
 _MB = 1 << 20
 _MAX_ERROR = 1500
 """Characters: names and shapes are as long as a file makes them."""
@@ -24,7 +22,7 @@ _MAX_ERROR = 1500
 def main(task: dict[str, Any]) -> None:
     """Read the file open as task["source"] into the one open as task["target"]; never returns. task: as npy_apart.py makes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both: the parent ends this process
-    _die_with(task["parent"])
+    die_with(task["parent"])
     gc.disable()
     memory_bytes = task["memory_bytes"]
     _limit(memory_bytes, task["cpu_s"])
@@ -52,14 +50,6 @@ def _check_size(found: dict[str, SourceSplit], memory_bytes: int) -> None:
     """One row that stands in a list a million times costs a file nothing, and whoever copies it all that there is."""
     if sum(4 * split.embeddings.shape[0] * split.embeddings.shape[1] for split in found.values()) > memory_bytes:
         raise MemoryError
-
-
-def _die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends, however it does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _limit(memory_bytes: int, cpu_s: int) -> None:

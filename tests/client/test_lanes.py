@@ -125,14 +125,16 @@ def test_any_transport_carries_several_requests_at_once(
         assert app.most == long_path[-1].connections == 4
 
 
-def test_a_near_service_of_several_processes_is_asked_over_as_many_connections(
-    run_server: Callable[..., Server], expected: list[int]
+@pytest.mark.parametrize(("processors", "connections"), [(2, 1), (4, 2)])
+def test_a_near_service_of_several_processes_is_asked_over_as_many_connections_as_there_are_processors_for(
+    run_server: Callable[..., Server], expected: list[int], monkeypatch: pytest.MonkeyPatch, processors: int, connections: int
 ) -> None:
+    monkeypatch.setattr(pace, "processors", lambda: processors)
     with client(run_server(workers=2).url) as remote:
         assert remote.split("train").workers == 2
         fetched = EpochFetcher(remote.service, Course(QUERY, remote.split("train")), remote._memory, workers=2)
         assert indices(iter(fetched)) == expected
-        assert fetched.flow.connections == 2
+        assert fetched.flow.connections == connections
         assert len(list(remote.batches("train", QUERY))) == -(-1800 // 8)
 
 
@@ -311,12 +313,13 @@ def test_a_number_that_is_none_is_refused(max_connections: int) -> None:
 
 
 @pytest.mark.parametrize(("round_trip_ms", "number"), [(None, 1), (0.05, 1), (2, 1), (4, 2), (10, 5), (40, 8), (150, 8)])
-def test_the_number_follows_the_round_trip(round_trip_ms: float | None, number: int) -> None:
-    pace = Pace(8)
-    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=1) == number
-    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=3) == max(3, number)
-    assert pace.needed(round_trip_ms and round_trip_ms / 1000, workers=64) == max(4, number)
-    assert Pace(2).needed(1.0, workers=3) == 2
+def test_the_number_follows_the_round_trip(round_trip_ms: float | None, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for processors, near in [(1, 1), (2, 1), (4, 2), (6, 3), (64, 4)]:
+        monkeypatch.setattr(pace, "processors", lambda: processors)  # noqa: B023
+        of_path = Pace(8)
+        for workers in (1, 3, 64):
+            assert of_path.needed(round_trip_ms and round_trip_ms / 1000, workers) == max(min(workers, near), number)
+        assert Pace(2).needed(1.0, workers=3) == 2
 
 
 def test_the_size_follows_the_speed() -> None:

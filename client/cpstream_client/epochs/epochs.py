@@ -1,6 +1,5 @@
 """Where the batches of an epoch come from: the service, or a cache that the service has filled. The order is the plan's in both."""
 
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ from ..stream.fetch import EpochFetcher
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
 from ..stream.reader import Batch
+from ..transport.pace import processors
 from .ahead import MOST, gathered_ahead
 from .budget import local_world_size
 from .cache import IDLE_BUFFERS, MemoryCache, SplitCache
@@ -198,7 +198,7 @@ class Epochs:
         row_bytes = self._info.embedding_dim * np.dtype(query.dtype).itemsize
         most = min(MOST, self._prefetch_bytes // max(1, len(windows[0]) * row_bytes)) if windows else 0
         is_alone = self._max_connections == 1  # in a DataLoader worker, which is ahead of the loop by itself
-        if most < 2 or is_alone or not cache.in_host_memory or len(os.sched_getaffinity(0)) < 2 * local_world_size():
+        if most < 2 or is_alone or not cache.in_host_memory or processors() < 2 * local_world_size():
             for window in windows:
                 yield self._delivered(*gather(window), query)
             return

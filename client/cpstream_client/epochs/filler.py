@@ -1,6 +1,5 @@
 """The rest of a split, which this rank's epoch does not bring: fetched while the loop computes and what is fetched ahead waits."""
 
-import os
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from ..stream.backlog import Backlog
 from ..stream.fetch import EpochFetcher
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
+from ..transport.pace import processors
 from ..transport.retry import Retry
 from ..transport.service import Service
 from .budget import local_world_size
@@ -93,4 +93,4 @@ class Filler:
 
 def _processors() -> float:
     """Of this rank, of those that share the machine; a pause that is negative is none."""
-    return min(1 / SHARE, len(os.sched_getaffinity(0)) / local_world_size())
+    return min(1 / SHARE, processors() / local_world_size())

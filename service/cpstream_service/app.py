@@ -1,5 +1,6 @@
 """The application: create_app(snapshot, settings) puts routes, middleware and state together. Nothing happens at import."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib import metadata
@@ -17,6 +18,7 @@ from .api.proxies import ProxyHeaders
 from .api.routes import batches, client, downloads, figures, health, splits
 from .api.routing import Route
 from .api.state import Service
+from .api.tracing import tracing
 from .api.versions import Version, Versions
 from .batches.server import BatchServer
 from .settings import ServeSettings
@@ -37,6 +39,7 @@ def create_app(
     # Not by include_router, whose routers match every request twice.
     routes = [route for resources in (batches, splits, figures, downloads, client, health) for route in resources.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
+    traced = tracing(os.environ)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -53,6 +56,8 @@ def create_app(
         jobs.close()
         versions.close()
         batch_server.close()
+        if traced is not None:
+            traced.end()
 
     proxied = [Middleware(ProxyHeaders, trusted_hosts=list(settings.trusted_proxies))] if settings.trusted_proxies else []
     app = FastAPI(
@@ -67,11 +72,13 @@ def create_app(
         redoc_url=None,
         servers=[{"url": "."}],
         redirect_slashes=False,
+        **({} if traced is None else {"telemetry": traced.config}),  # older ones of FastAPI have no such parameter
         openapi_tags=TAGS,
         routes=routes,
         middleware=[  # outermost first; what each is for:
             *proxied,  # whoever counts or logs clients sees those behind a trusted proxy
-            Middleware(Observability, metrics=metrics),  # every reply, of whatever layer, has an id, a line in the log and a count
+            # every reply, of whatever layer, has an id, a line in the log and a count
+            Middleware(Observability, metrics=metrics, span=None if traced is None else traced.span),
             Middleware(Problems),  # whatever goes wrong within leaves as a problem
             # what is refused costs no routing, and the drain sees who is in
             Middleware(Access, tokens=lambda: tokens, open_routes=open_routes, drain=drain),

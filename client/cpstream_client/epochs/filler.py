@@ -16,6 +16,7 @@ from ..stream.messages import Memory
 from ..transport.pace import processors
 from ..transport.retry import Retry
 from ..transport.service import Service
+from ..transport.tracing import thread
 from .budget import local_world_size
 from .cache import SplitCache
 from .rest import Rest, others_than
@@ -50,7 +51,7 @@ class Filler:
         self._backlog, self._memory, self._tally = backlog, memory, tally
         self._fetcher: EpochFetcher | None = None
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="cpstream-fill", daemon=True)
+        self._thread = thread(self._run, name="cpstream-fill")
         self._thread.start()
 
     def close(self) -> None:

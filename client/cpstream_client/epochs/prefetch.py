@@ -8,6 +8,7 @@ from typing import Generic, Protocol, TypeVar
 
 from ..errors import CpstreamError
 from ..stream.backlog import Backlog
+from ..transport.tracing import thread
 
 _JOIN_TIMEOUT_S = 5.0
 _CHECK_EVERY_S = 1.0
@@ -32,18 +33,17 @@ def prefetch(
     thread.
     """
     queue = _Queue[T](backlog)
-    # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
-    thread = threading.Thread(target=queue.fill, args=(items,), name="cpstream-prefetch", daemon=True)
-    thread.start()
+    filler = thread(queue.fill, items, name="cpstream-prefetch")
+    filler.start()
     owner = os.getpid()
     try:
-        yield from queue.drain(thread.is_alive, met)
+        yield from queue.drain(filler.is_alive, met)
     finally:
         if os.getpid() == owner:  # a forked process has the parent's sockets, and locks that no thread of its own will release
             queue.close()
             abort()
-            if thread is not threading.current_thread():  # the garbage collector may run this anywhere
-                thread.join(_JOIN_TIMEOUT_S)
+            if filler is not threading.current_thread():  # the garbage collector may run this anywhere
+                filler.join(_JOIN_TIMEOUT_S)
 
 
 class _Queue(Generic[T]):

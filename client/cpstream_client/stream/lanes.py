@@ -17,6 +17,7 @@ from ..errors import CpstreamError, ServiceError
 from ..transport import pace
 from ..transport.retry import Patience
 from ..transport.service import Service
+from ..transport.tracing import thread
 from .backlog import Backlog
 from .course import Ask, Asking
 from .messages import Memory
@@ -99,8 +100,8 @@ class Lanes:
             if os.getpid() == self._owner:  # a forked process has the parent's sockets, and locks that nobody will release
                 self.abort()
                 deadline = time.monotonic() + _JOIN_TIMEOUT_S
-                for thread in self._threads:
-                    thread.join(max(0.0, deadline - time.monotonic()))
+                for lane in self._threads:
+                    lane.join(max(0.0, deadline - time.monotonic()))
 
     def abort(self) -> None:
         self._closed.set()
@@ -116,11 +117,9 @@ class Lanes:
     def _start(self) -> None:
         """See to it that there are as many lanes as may be used."""
         while len(self._threads) < self._connections():
-            # A daemon, so that an interpreter that exits in the middle of a batch does not wait for the network.
             lane = len(self._threads)
-            thread = threading.Thread(target=self._run, args=(lane,), name=f"cpstream-lane-{lane}", daemon=True)
-            self._threads.append(thread)
-            thread.start()
+            self._threads.append(thread(self._run, lane, name=f"cpstream-lane-{lane}"))
+            self._threads[-1].start()
 
     def _head(self) -> Batch | None:
         """The next batch; None when the part that it was expected of is at its end."""
@@ -137,7 +136,7 @@ class Lanes:
                     if part.error is not None:
                         raise part.error
                     return None
-                if not self._arrived.wait(_CHECK_EVERY_S) and not any(thread.is_alive() for thread in self._threads):
+                if not self._arrived.wait(_CHECK_EVERY_S) and not any(lane.is_alive() for lane in self._threads):
                     raise CpstreamError(
                         "the threads that fetch batches are gone; was the process forked in the middle of an epoch?"
                     )

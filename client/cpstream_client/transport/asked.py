@@ -1,11 +1,11 @@
 """A request whose reply is still to come."""
 
-import threading
 from concurrent.futures import Future, wait
 
 from .answers import Call
 from .failures import failure
 from .replies import Reply
+from .tracing import thread
 
 
 class Asked:
@@ -26,7 +26,7 @@ class Asked:
         """See to it that the request goes out before its reply is wanted."""
         if self._call.exchange is None:  # by a thread, for httpx sends and waits in one step: a round trip, at least
             self._coming = Future()
-            threading.Thread(target=self._run, args=(self._coming,), name="cpstream-ask", daemon=True).start()
+            thread(self._run, self._coming, name="cpstream-ask").start()
 
     def reply(self) -> Reply:
         """With status 200 and the media type asked for.

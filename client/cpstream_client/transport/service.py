@@ -14,6 +14,7 @@ from .replies import Reply
 from .retry import Retry
 from .session import Sessions
 from .sockets import Line
+from .tracing import TRACEPARENT, trace_headers
 
 
 def new_request_id() -> str:
@@ -95,6 +96,10 @@ class Service:
         if options.token:
             headers["Authorization"] = f"Bearer {options.token}"
         request_id = new_request_id()
+        headers |= trace_headers()
+        own = {REQUEST_ID_HEADER: request_id}
+        if (parent := headers.pop(TRACEPARENT, None)) is not None:  # a loop may have a span of its own for each step
+            own[TRACEPARENT] = parent
         session = self.sessions.here()
-        call = session.send(method, url, headers, (REQUEST_ID_HEADER, request_id), body, line or Line())
+        call = session.send(method, url, headers, own, body, line or Line())
         return Asked(call, session.errors, endpoint.url, url, target, request_id, accept)

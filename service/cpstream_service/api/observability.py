@@ -4,6 +4,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,11 +31,12 @@ class Observability:
     """ASGI middleware: gives every request an id, and says in log and metrics what became of it.
 
     Others leave in the request's state: `split`, `samples` and `batches` (how many the whole reply holds), `account` (of an Arrow
-    stream), `code` (of a problem), `token` (the name of the one that was given), `trace_id` (where the request is traced).
+    stream), `code` (of a problem), `token` (the name of the one that was given).
+    span: the current one of a service that traces.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, span: Callable[[], Any] | None = None) -> None:
+        self.app, self.metrics, self._span = app, metrics, span
         wheel = find_wheel()
         self._contract = contract_header(wheel.name if wheel else None)
 
@@ -47,6 +49,7 @@ class Observability:
         request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex
         state: dict[str, Any] = scope.setdefault("state", {})
         state["request_id"] = request_id
+        span = None if self._span is None else self._span()
         status, sent, announced, is_stream = 0, 0, None, False
         first_byte_s: float | None = None
 
@@ -61,6 +64,8 @@ class Observability:
                 is_stream = headers.get("content-type") == ARROW_STREAM
                 if is_stream:
                     self.metrics.open_streams.inc()
+                if span is not None:
+                    _describe(span, scope)
             elif nbytes := len(message.get("body", b"")):
                 if first_byte_s is None:
                     first_byte_s = time.perf_counter() - began
@@ -73,12 +78,14 @@ class Observability:
             if is_stream:
                 self.metrics.open_streams.dec()
             complete = announced is None or scope["method"] == "HEAD" or sent >= int(announced)
+            if not complete and span is not None:
+                span.set_attribute("cpstream.cut_short", True)
             route = getattr(scope.get("route"), "path_format", "unmatched")
             took_s = time.perf_counter() - began
             self._count(scope, route, status, sent, took_s, first_byte_s, complete)
             level = logging.DEBUG if route in _WATCHED and status < 400 else logging.INFO
             if access_logger.isEnabledFor(level):
-                self._log(level, scope, route, status, sent, took_s, complete)
+                self._log(level, scope, route, status, sent, took_s, complete, _trace_id(scope, span))
 
     def _count(
         self, scope: Scope, route: str, status: int, sent: int, took_s: float, first_byte_s: float | None, complete: bool
@@ -96,7 +103,9 @@ class Observability:
         elif "samples" in state and complete and status == 200 and method != "HEAD":
             metrics.sent(state["split"], token, state["samples"], state["batches"])
 
-    def _log(self, level: int, scope: Scope, route: str, status: int, sent: int, took_s: float, complete: bool) -> None:
+    def _log(
+        self, level: int, scope: Scope, route: str, status: int, sent: int, took_s: float, complete: bool, trace_id: str | None
+    ) -> None:
         state = scope["state"]
         access_logger.log(
             level,
@@ -120,14 +129,27 @@ class Observability:
                 "seconds": round(took_s, 6),
                 "complete": complete,
                 "request_id": state["request_id"],
-                "trace_id": state.get("trace_id") or _trace_id(scope),
+                "trace_id": trace_id,
                 "client": (scope.get("client") or ("",))[0],
                 "token": state.get("token"),
             },
         )
 
 
-def _trace_id(scope: Scope) -> str | None:
-    """Of the trace that the client says it is in, by W3C's Trace Context."""
+def _describe(span: Any, scope: Scope) -> None:
+    """Tell a span more than what every web service's says, and its route by the one name that metrics and log have for it."""
+    state = scope["state"]
+    if route := getattr(scope.get("route"), "path_format", None):
+        span.update_name(f"{scope['method']} {route}")
+        span.set_attribute("http.route", route)
+    for name in ("request_id", "split", "samples", "code", "token"):
+        if state.get(name) is not None:
+            span.set_attribute(f"cpstream.{name}", state[name])
+
+
+def _trace_id(scope: Scope, span: Any) -> str | None:
+    """Of the trace that the service's span is part of, or else of the one that the client names by W3C's Trace Context."""
+    if span is not None and span.get_span_context().is_valid:
+        return format(span.get_span_context().trace_id, "032x")
     found = _TRACEPARENT.fullmatch(Headers(scope=scope).get("traceparent", ""))
     return found[1] if found else None

@@ -10,13 +10,15 @@ import logging
 import math
 import resource
 import select
+import socket
 import time
 from asyncio import Transport
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from .batches.pace import PACE, Pace
 from .proxy_protocol import read_preface
 from .stalls import StallWatch
 from .upgrades import HttpOnly
@@ -27,6 +29,9 @@ MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers together, as uvicorn's h11 protocol has it."""
 HEAD_TIMEOUT_S = 60.0
 """For a connection's first request to come, for the rest of a head that has begun, and of a body whose request is answered."""
+UNSENT_BYTES = 128 * 1024
+"""That the kernel takes ahead for a reader that has not shown that it reads. Later it takes megabytes, and so asks for more less
+often."""
 _LOG_EVERY_S = 1.0
 _ACCEPTED_A_TICK, _LONG_TICK_S = 32, 0.001
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
@@ -39,6 +44,7 @@ class Connection(HttpOnly):
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _stalls: StallWatch
+    _pace: Pace
     _preface: bytes | None = None  # of a trusted proxy's connection, as long as it may go on
 
     def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
@@ -49,6 +55,8 @@ class Connection(HttpOnly):
         super().connection_made(transport)
         peer = self.client[0] if self.client else "?"
         self._stalls = StallWatch(transport, peer, self._stall_timeout_s)
+        _limit_unsent(transport, UNSENT_BYTES)
+        self._pace = Pace(partial(_limit_unsent, transport, 0))
         if self._trusted_proxies and is_within(peer, self._trusted_proxies):
             self._preface = b""
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
@@ -101,6 +109,7 @@ class Connection(HttpOnly):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][PACE] = self._pace
         self._in_head = True
 
     def on_headers_complete(self) -> None:
@@ -112,6 +121,12 @@ class Connection(HttpOnly):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _limit_unsent(transport: Transport, nbytes: int) -> None:
+    """Have the kernel take no more than that ahead of what it may send, where it can; 0: as much as its buffers hold."""
+    with contextlib.suppress(AttributeError, OSError):  # no Linux, or a Unix socket
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, nbytes)
 
 
 @lru_cache(maxsize=1024)

@@ -4,7 +4,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,8 +17,12 @@ from test_connections import connect
 from test_connections import serving as command
 from torch.utils.data import DataLoader
 
+from cpstream_client.buffers import BufferPool, Bytes
 from cpstream_client.torch import StreamingEmbeddingsDataset
 from cpstream_service.app import create_app
+from cpstream_service.batches.gather import CHUNK_BYTES
+from cpstream_service.batches.pace import FIRST_BYTES, Pace
+from cpstream_service.batches.server import HELD_BYTES, IDLE_BUFFERS, BatchServer
 from cpstream_service.connections import Connection
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
@@ -58,11 +62,62 @@ def test_a_reader_that_stops_is_let_go(snapshot: Snapshot, caplog: pytest.LogCap
 
 def test_a_reader_that_stops_at_the_end_of_its_reply_is_let_go(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     """Then the request is over, but its last bytes, and the connection, are still there."""
+    dim = snapshot.splits["train"].info.embedding_dim
     with impatient(snapshot) as url, caplog.at_level(logging.WARNING, "cpstream.service"):
-        with stalled_stream(url, f"{PATH}?batch_size=256&limit=28"):  # two chunks: one for the kernel, one to wait for it
+        with stalled_stream(url, f"{PATH}?batch_size=32&limit={FIRST_BYTES // (32 * 4 * dim)}"):  # all in the first chunk
             poll(lambda: open_streams(url) == 0)
             poll(lambda: caplog.records)
         assert "took nothing of its reply" in caplog.text
+
+
+class Counting(BufferPool):
+    """A pool that knows what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(IDLE_BUFFERS)
+        self.asked: list[int] = []
+
+    def lease(self, nbytes: int) -> Bytes:
+        self.asked.append(nbytes)
+        return super().lease(nbytes)
+
+
+def test_little_is_gathered_for_a_reader_that_has_not_shown_that_it_reads(snapshot: Snapshot) -> None:
+    """64 readers that stop cost less than one that reads, which soon gets whole chunks."""
+    app, pool = create_app(grown(snapshot, "train", 60_000), ServeSettings()), Counting()
+    with serving(app, http=partial(Connection, stall_timeout_s=300.0)) as url, ExitStack() as stack:
+        app.state.service.batch_server._pool = pool
+        for _ in range(64):
+            stack.enter_context(stalled_stream(url, PATH))
+        poll(lambda: open_streams(url) == 64)
+        stopped = len(pool.asked)
+        read = len(httpx.get(url + PATH).content)  # while all of them could have had more
+        assert sum(pool.asked) - read <= 64 * FIRST_BYTES * 5 / 4
+        assert max(pool.asked[stopped:]) > CHUNK_BYTES / 2
+
+
+def test_a_client_with_many_streams_gets_less_at_once_for_each(snapshot: Snapshot) -> None:
+    server, most = BatchServer(ServeSettings()), Pace(lambda: None)
+    most.chunk_bytes = CHUNK_BYTES
+    with ExitStack() as stack:
+        for _ in range(192):
+            stack.enter_context(server.stream("a"))
+        assert 192 * server.chunk_bytes("a", most) <= HELD_BYTES
+        assert server.chunk_bytes("b", most) == CHUNK_BYTES
+    server.close()
+
+
+def test_a_connection_gets_more_each_time_that_it_took_what_it_got() -> None:
+    proven: list[int] = []
+    pace = Pace(lambda: proven.append(pace.chunk_bytes))
+    sizes = []
+    for _ in range(6):
+        pace.taken()
+        pace.taken()  # of nothing
+        sizes.append(pace.chunk_bytes // FIRST_BYTES)
+        pace.sent(pace.chunk_bytes)
+    assert sizes == [1, 2, 4, 8, 8, 8]
+    assert proven == [CHUNK_BYTES]
 
 
 def test_a_slow_reader_is_none_that_stopped(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from cpstream_client.contract.wire import ARROW_STREAM
 from ..batches.account import clock
 from ..batches.gather import CHUNK_BYTES
 from ..batches.server import ArrowReply, BatchServer
+from .outlet import Outlet
 
 
 class ArrowStream(Response):
@@ -31,20 +32,29 @@ class ArrowStream(Response):
                 await send({"type": "http.response.body", "body": b""})
                 return
             scope["state"]["account"] = self._reply.account
-            await self._send_chunks(client, receive, send)
+            await self._send_chunks(Outlet(self._server, scope, send), receive, send)
 
-    async def _send_chunks(self, client: str, receive: Receive, send: Send) -> None:
-        left, account = self._reply.nbytes, self._reply.account
+    async def _send_chunks(self, outlet: Outlet, receive: Receive, send: Send) -> None:
+        reply, left, account = self._reply, self._reply.nbytes, self._reply.account
+
+        async def room() -> None:
+            began = clock()
+            await outlet.room()
+            account.send_s += clock() - began
+            reply.limit.nbytes = outlet.most()
+
+        reply.limit.nbytes = outlet.most()
         # Not worth a task where all of it goes out at once.
         gone = asyncio.ensure_future(_disconnected(receive)) if left > 2 * CHUNK_BYTES else None
         try:
-            async with aclosing(self._server.gathered(self._reply.chunks, left, self._reply.in_loop, client, account)) as chunks:
+            async with aclosing(self._server.gathered(reply.chunks, left, reply.in_loop, outlet.client, account, room)) as chunks:
                 async for chunk in chunks:
                     left -= len(chunk)
                     # The transport keeps this memoryview, and with it the lease, until the socket has taken its last byte.
                     began = clock()
                     await send({"type": "http.response.body", "body": chunk.data, "more_body": left > 0})
                     account.send_s += clock() - began
+                    outlet.sent(len(chunk))
                     del chunk
                     if gone is not None and gone.done():
                         return

@@ -32,6 +32,7 @@ from ..snapshot import parquet
 from ..snapshot.parquet import open_parquet
 from ..snapshot.store import Snapshot, Split
 from .negotiation import caching
+from .outlet import Outlet
 
 logger = logging.getLogger("cpstream.service")
 
@@ -146,20 +147,34 @@ def file_reply(request: Request, server: BatchServer, file: File, *, filename: s
     }
     if not whole:
         headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
-    pieces = _pieces(file, part if request.method == "GET" else part[:0], server, request.scope["state"]["client"])
-    return _Download(server, pieces, 200 if whole else 206, headers, file.media_type)
+    sent = part if request.method == "GET" else part[:0]
+    return _Download(server, file, sent, status_code=200 if whole else 206, headers=headers, media_type=file.media_type)
 
 
 class _Download(StreamingResponse):
     """Counts as a stream, and takes turns with the others. Raises as BatchServer.stream, before anything is sent."""
 
-    def __init__(self, server: BatchServer, *reply: Any) -> None:
-        super().__init__(*reply)
-        self._server = server
+    def __init__(self, server: BatchServer, file: File, part: range, **reply: Any) -> None:
+        super().__init__((), **reply)
+        self._server, self._file, self._part = server, file, part
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.body_iterator = self._pieces(Outlet(self._server, scope, send))
         with self._server.stream(scope["state"]["client"]):
             await super().__call__(scope, receive, send)
+
+    async def _pieces(self, outlet: Outlet) -> AsyncIterator[bytes]:
+        at, stop = self._part.start, self._part.stop
+        while at < stop:
+            nbytes = min(PIECE_BYTES, stop - at, outlet.most())
+            piece = await to_thread.run_sync(self._file.read, at, nbytes)
+            await self._server.turn(outlet.client)
+            yield piece
+            del piece
+            outlet.sent(nbytes)
+            at += nbytes
+            if at < stop:
+                await outlet.room()
 
 
 def _attachment(filename: str) -> str:
@@ -168,11 +183,3 @@ def _attachment(filename: str) -> str:
     plain = filename.encode("ascii", "replace").decode().replace("?", "_")
     encoded = "" if plain == filename else f"; filename*=UTF-8''{quote(filename, safe='')}"
     return f'attachment; filename="{plain}"{encoded}'
-
-
-async def _pieces(file: File, part: range, server: BatchServer, client: str) -> AsyncIterator[bytes]:
-    for offset in range(part.start, part.stop, PIECE_BYTES):
-        piece = await to_thread.run_sync(file.read, offset, min(PIECE_BYTES, part.stop - offset))
-        await server.turn(client)
-        yield piece
-        del piece  # sent, while the next one is read

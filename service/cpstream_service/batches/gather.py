@@ -171,28 +171,40 @@ def string_scalar(text: str) -> pa.StringScalar:
     return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], "<i4")), pa.py_buffer(data))[0]
 
 
-def batch_parts(columns: Columns, batches: Iterable[Indices]) -> Iterator[Part]:
+@dataclass(slots=True)
+class ChunkLimit:
+    """What a chunk holds about, in bytes, from the next but one on. It may change while a reply is being made."""
+
+    nbytes: int = CHUNK_BYTES
+
+
+def batch_parts(columns: Columns, batches: Iterable[Indices], limit: ChunkLimit) -> Iterator[Part]:
     """Cut batches that are larger than a chunk into parts of whole rows; leave the others whole."""
-    rows_per_part = max(1, CHUNK_BYTES // columns.embedding_bytes) if columns.embedding_bytes else None
     for indices in batches:
         frame, n = columns.frame_of(indices), len(indices)
-        step = rows_per_part or n
         tail_bytes = frame.nbytes - len(frame.header) - n * columns.embedding_bytes
-        for low in range(0, n, step) if n else (0,):
-            high = min(low + step, n)
+        low, high = 0, -1
+        while high < n:
+            high = min(low + max(1, limit.nbytes // columns.embedding_bytes), n) if columns.embedding_bytes else n
             ends_bytes = (len(frame.header) if low == 0 else 0) + (tail_bytes if high == n else 0)
             yield Part(indices, frame, low, high, (high - low) * columns.embedding_bytes + ends_bytes)
+            low = high
 
 
 def reply(
-    columns: Columns, schema: bytes, batches: Iterable[Indices], pool: BufferPool, account: Account | None = None
+    columns: Columns,
+    schema: bytes,
+    batches: Iterable[Indices],
+    pool: BufferPool,
+    account: Account | None = None,
+    limit: ChunkLimit | None = None,
 ) -> Iterator[Bytes]:
-    """The bytes of an Arrow stream in chunks of about CHUNK_BYTES, each a lease of the pool. next() gathers one chunk.
+    """The bytes of an Arrow stream in chunks of about CHUNK_BYTES, or the limit's, each a lease of the pool. next() gathers one.
 
     account: takes note of each.
     """
-    writer = ChunkWriter(columns)
-    groups = _grouped(batch_parts(columns, batches))
+    writer, limit = ChunkWriter(columns), limit or ChunkLimit()
+    groups = _grouped(batch_parts(columns, batches, limit), limit)
     head, group = schema, next(groups, [])
     while True:
         following = next(groups, None)
@@ -214,12 +226,12 @@ def reply(
         head, group = b"", following
 
 
-def _grouped(parts: Iterable[Part]) -> Iterator[list[Part]]:
-    """Parts for one write each: about CHUNK_BYTES together, and not too many."""
+def _grouped(parts: Iterable[Part], limit: ChunkLimit) -> Iterator[list[Part]]:
+    """Parts for one write each: about as many bytes as the limit together, and not too many."""
     group: list[Part] = []
     size = 0
     for part in parts:
-        if len(group) == CHUNK_FRAMES or (group and size + part.nbytes > CHUNK_BYTES * 5 // 4):
+        if len(group) == CHUNK_FRAMES or (group and size + part.nbytes > limit.nbytes * 5 // 4):
             yield group
             group, size = [], 0
         group.append(part)

@@ -8,7 +8,7 @@ filled again only when nothing refers to it any more: uvicorn's `send` returns w
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +25,9 @@ from ..snapshot.half import half_precision
 from ..snapshot.store import Snapshot, Split
 from .account import Account, clock
 from .frames import END_OF_STREAM
-from .gather import Columns, Floats, reply, schema_message
+from .gather import CHUNK_BYTES, ChunkLimit, Columns, Floats, reply, schema_message
 from .orders import OrderCache
+from .pace import FIRST_BYTES, Pace
 from .residency import Residency
 from .shares import Shares
 
@@ -35,6 +36,8 @@ logger = logging.getLogger("cpstream.service")
 GATHER_THREADS = 2
 """For orders and for data larger than memory: one goes on while another waits for the disk."""
 IDLE_BUFFERS = 8
+HELD_BYTES = 96 * 1024**2
+"""About what the chunks of one client's streams hold together, when none of them is read."""
 _FEWER_BATCHES = "ask for fewer with limit, and for the rest from a later start"
 _SMALLER_BATCHES = "lower batch_size, or have the service allow more (--max-reply-bytes)"
 _FEWER_INDICES = "ask for fewer indices at a time, or have the service allow more (--max-reply-bytes)"
@@ -47,7 +50,7 @@ class ArrowReply:
     """An Arrow IPC stream to be sent, of which nothing is gathered yet.
 
     nbytes: of all chunks together. in_loop: whether the event loop may gather them, each being small and in memory. account: of
-    what the chunks took, and which batches they hold.
+    what the chunks took, and which batches they hold. limit: of the chunks that are gathered next.
     """
 
     chunks: Iterator[Bytes]
@@ -55,6 +58,7 @@ class ArrowReply:
     num_rows: int
     in_loop: bool
     account: Account = field(default_factory=Account)
+    limit: ChunkLimit = field(default_factory=ChunkLimit)
 
 
 class BatchServer:
@@ -154,8 +158,8 @@ class BatchServer:
             )
         # What stands behind the embeddings of a batch is gathered at once.
         in_loop = fits and rows_of_batch <= ROWS_IN_LOOP
-        account = Account()
-        return ArrowReply(reply(columns, schema, batches, self._pool, account), total, num_rows, in_loop, account)
+        account, limit = Account(), ChunkLimit()
+        return ArrowReply(reply(columns, schema, batches, self._pool, account, limit), total, num_rows, in_loop, account, limit)
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         split.check_columns(names)
@@ -201,6 +205,11 @@ class BatchServer:
             if left:
                 self._streams_of[client] = left
 
+    def chunk_bytes(self, client: str, pace: Pace | None) -> int:
+        """How much a stream of this client's may be given at once."""
+        fair = max(FIRST_BYTES, HELD_BYTES // max(1, self._streams_of.get(client, 0)))
+        return min(CHUNK_BYTES if pace is None else pace.chunk_bytes, fair)
+
     async def turn(self, client: str) -> None:
         """Returns when a chunk that was made elsewhere may be sent to this client."""
         if not self._turns.take(client):
@@ -211,12 +220,18 @@ class BatchServer:
             self._turns.give(client)
 
     async def gathered(
-        self, chunks: Iterator[Bytes], left: int, in_loop: bool = True, client: str = "", account: Account | None = None
+        self,
+        chunks: Iterator[Bytes],
+        left: int,
+        in_loop: bool = True,
+        client: str = "",
+        account: Account | None = None,
+        room: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[Bytes, None]:
         """The chunks of a reply of `left` bytes, for one consumer that drops each before it asks for the next.
 
         client: whom it is for; clients get as many chunks as each other, however many streams they have. account: takes note of
-        what it took.
+        what it took. room: returns when the consumer has room for another chunk; until then none is gathered in the event loop.
         """
         account = account or Account()
         if in_loop:
@@ -241,6 +256,8 @@ class BatchServer:
                 left -= len(chunk)
                 yield chunk
                 del chunk
+                if left and room is not None:
+                    await room()
             return
         pending: asyncio.Future[Bytes] | None = asyncio.ensure_future(self._in_thread(chunks, client, account))
         try:
@@ -249,6 +266,8 @@ class BatchServer:
                 left -= len(chunk)
                 # while the kernel takes this one
                 pending = asyncio.ensure_future(self._in_thread(chunks, client, account)) if left else None
+                if room is not None:
+                    await room()
                 yield chunk
                 del chunk
         finally:

@@ -15,7 +15,7 @@ from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
-from .api.routes import batches, client, downloads, figures, health, splits
+from .api.routes import batches, client, downloads, figures, health, rows, splits
 from .api.routing import Route
 from .api.state import Service
 from .api.tracing import tracing
@@ -37,7 +37,9 @@ def create_app(
     drain = Drain(settings.drain_timeout_s)
     tokens = tokens_of(settings.token, settings.tokens_file)
     # Not by include_router, whose routers match every request twice.
-    routes = [route for resources in (batches, splits, figures, downloads, client, health) for route in resources.router.routes]
+    routes = [
+        route for resources in (batches, splits, rows, figures, downloads, client, health) for route in resources.router.routes
+    ]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)
 

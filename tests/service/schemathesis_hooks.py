@@ -8,8 +8,8 @@ import schemathesis
 from cpstream_client.contract.wire import OCTET_STREAM, PROBLEM_JSON
 
 OF_EVERY_REPLY = {"date", "server", "content-type", "content-length", "connection", "transfer-encoding"}
-OF_ONE_REPRESENTATION = {"content-digest", "content-location", "cache-control"}
-"""Headers of a JSON body, or of an Arrow stream, where there are both."""
+OF_ONE_REPRESENTATION = {"content-digest", "content-location", "cache-control", "content-disposition"}
+"""Headers of a JSON body, of an Arrow stream or of a table, where there are several."""
 OF_THE_DATA = {
     "unknown-split",
     "dataset-changed",
@@ -26,6 +26,9 @@ RELATIONS = re.compile(
     r"(rank|worker|start|step|length) is -?\d+; it must be "  # from 0 to what another parameter, or the split's size, leaves
     r"|is \d+\.0; it must be a whole number"  # JSON Schema takes 1.0 for an integer
     r"|float16 cannot hold"
+    r"|min_cps is .*, above max_cps"
+    r"|embedding is true, and CSV"
+    r"|give either index or file_path"
 )
 """Of parameters to each other and to the split, which no description of one parameter can say."""
 

@@ -136,12 +136,15 @@ class Sample(Body, frozen=True):
 
 
 class Rows(Body, frozen=True):
-    """Body of GET /v1/splits/{split}/rows: samples by index from `offset` on."""
+    """Body of GET /v1/splits/{split}/rows: the samples that match, in the order asked, from `offset` on."""
 
     split: str
     fingerprint: str
     offset: Count
     total: Count = Field(description="How many samples the split has.")
+    matching: Count | None = Field(
+        default=None, exclude_if=_is_none, description="How many of them match, where something was searched for."
+    )
     rows: tuple[Sample, ...]
 
 

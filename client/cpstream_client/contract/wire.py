@@ -21,6 +21,7 @@ from .plan import Plan, Remainder, Shuffle
 API_PREFIX = "/v1"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 JSON = "application/json"
+CSV = "text/csv"
 PROBLEM_JSON = "application/problem+json"
 OCTET_STREAM = "application/octet-stream"
 PARQUET = "application/vnd.apache.parquet"

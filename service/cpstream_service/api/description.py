@@ -145,6 +145,8 @@ def _complete_operation(operation: dict[str, Any], needed: TokenScope | None, ha
         if parameter["name"] == "columns":
             name = f" *({'|'.join(wire.columns_of(labels))}) *"
             parameter["schema"]["pattern"] = f"^{name}(,{name})*$"
+        if parameter["name"] == "sort":
+            parameter["schema"]["enum"] = ["index", "file_path", "cps", *sorted(labels)]
 
 
 def _shared(paths: dict[str, Any]) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def file_reply(request: Request, server: BatchServer, file: File, *, filename: s
     part = range(file.size) if part is None else part
     headers = {
         "Accept-Ranges": "bytes",
-        "Content-Disposition": _attachment(filename),
+        "Content-Disposition": attachment(filename),
         "Content-Length": str(len(part)),
         "ETag": etag,
         **caching(request),
@@ -177,7 +177,7 @@ class _Download(StreamingResponse):
                 await outlet.room()
 
 
-def _attachment(filename: str) -> str:
+def attachment(filename: str) -> str:
     """Content-Disposition of RFC 6266: a name of other scripts is sent as RFC 8187 encodes it, beside one for old clients."""
     filename = _NO_FILENAME.sub("_", filename)
     plain = filename.encode("ascii", "replace").decode().replace("?", "_")

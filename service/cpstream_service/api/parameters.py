@@ -28,10 +28,12 @@ from cpstream_client.contract.plan import Remainder, Shuffle
 from cpstream_client.contract.wire import COLUMNS, DEFAULT_COLUMNS, BatchQuery, Column, Dtype
 
 from ..errors import InvalidParameter, shown
+from ..statistics.selection import Wanted
 
 MAX_NAMED = 8
 """Mistakes of one request that its problem names."""
 MAX_NEIGHBOURS = 1000
+MAX_SEARCH = 1024
 MAX_INT32 = 2**31 - 1
 MAX_INT64 = 2**63 - 1
 
@@ -171,15 +173,41 @@ class PlanParameters(EpochParameters):
     step: Annotated[int, Field(ge=0, le=MAX_INT64, description="Step of the epoch, counted from `start`.")] = 0
 
 
+Rate = Annotated[float | None, Field(ge=0, allow_inf_nan=False)]
+
+
 class RowsParameters(PinnedParameters):
-    offset: Annotated[int, Field(ge=0, le=MAX_INT64, description="Index of the first row.")] = 0
+    offset: Annotated[int, Field(ge=0, le=MAX_INT64, description="Position of the first row among those that match.")] = 0
     length: Annotated[
         int | None,
         Field(
-            ge=1, le=MAX_INT64, description="Number of rows: 100 by default, at most the service's `max_json_rows` (usually 1024)."
+            ge=1,
+            le=MAX_INT64,
+            description="Number of rows: 100 by default, at most the service's `max_json_rows` (usually 1024). As CSV: any number, "
+            "all by default.",
         ),
     ] = None
-    embedding: Annotated[bool, LowerCase, Field(description="Whether to send the embeddings too.")] = False
+    embedding: Annotated[bool, LowerCase, Field(description="Whether to send the embeddings too; not as CSV.")] = False
+    search: Annotated[
+        str | None, Field(min_length=1, max_length=MAX_SEARCH, description="Part of the path, in upper or lower case.")
+    ] = None
+    min_cps: Annotated[Rate, Field(description="Lowest rate, inclusive.")] = None
+    max_cps: Annotated[Rate, Field(description="Highest rate, inclusive.")] = None
+    sort: Annotated[
+        str,
+        Field(
+            description="By what: `index`, `file_path`, `cps` or a further label. Of equal ones the lower index comes first, and "
+            "what has no label last."
+        ),
+    ] = "index"
+    descending: Annotated[bool, LowerCase, Field(description="Whether the largest comes first.")] = False
+
+    @property
+    def wanted(self) -> Wanted:
+        """Raises InvalidParameter where nothing can match."""
+        if self.min_cps is not None and self.max_cps is not None and self.min_cps > self.max_cps:
+            raise InvalidParameter(f"min_cps is {self.min_cps:g}, above max_cps, {self.max_cps:g}; swap them")
+        return Wanted(self.search, self.min_cps, self.max_cps, self.sort, self.descending)
 
 
 class NeighboursParameters(PinnedParameters):
@@ -218,6 +246,9 @@ def _sentence(entry: Mapping[str, Any], known: Sequence[str]) -> str:
         "less_than_equal": f"{context.get('le')} or less",
         "literal_error": f"one of {str(context.get('expected')).replace(' or ', ', ')}",
         "string_too_short": f"at least {context.get('min_length')} character long",
+        "string_too_long": f"at most {context.get('max_length')} characters long",
+        "float_parsing": "a number",
+        "finite_number": "a finite number",
     }.get(entry["type"])
     return f"{name} is {shown(entry['input'])}" + (f": {entry['msg']}" if expected is None else f"; it must be {expected}")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from fastapi import Depends, Request
 
 from ..batches.server import BatchServer
@@ -10,6 +11,7 @@ from ..settings import ServeSettings
 from ..snapshot.store import Split
 from ..statistics.jobs import Jobs
 from ..statistics.neighbours import Searches
+from ..statistics.selection import Selections
 from .arrivals import Arrivals
 from .drain import Drain
 from .metrics import Metrics
@@ -27,6 +29,8 @@ class Service:
     drain: Drain
     jobs: Jobs
     searches: Searches = field(default_factory=Searches)
+    selections: Selections = field(default_factory=Selections)
+    selecting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))  # those who wait for it take no thread
     arrivals: Arrivals = field(init=False)
 
     def __post_init__(self) -> None:

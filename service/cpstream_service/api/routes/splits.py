@@ -1,19 +1,13 @@
-"""What is served about splits: metadata, alignment, single rows, and how the two sides were matched."""
+"""What is served about splits: metadata, and how the two sides were matched."""
 
-from typing import Annotated
-
-import numpy as np
-from fastapi import Query, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
-from cpstream_client.contract.wire import ErrorCode
 
-from ...errors import IndexOutOfRange, InvalidParameter
 from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
-from ..json_replies import CompactJson, ReadableJson, samples_of
+from ..json_replies import ReadableJson
 from ..negotiation import caching, etag_of, not_modified, target_of
-from ..parameters import RowsParameters
 from ..state import CurrentService
 from .common import COMMON, NoParameters, Pinned, SplitName, v1_router
 
@@ -69,46 +63,6 @@ async def alignment(split: SplitName, request: Request, service: CurrentService,
     """Every reason for which rows were dropped, with its count and the first examples; and paths that another split holds too."""
     served = service.split(split, parameters.fingerprint)
     return _metadata(request, served.fingerprint, served.report)
-
-
-@router.get(
-    "/splits/{split:name}/rows",
-    tags=["splits"],
-    summary="A page of samples",
-    responses={
-        200: {"model": bodies.Rows, **named(*CACHED, *OF_JSON)},
-        304: CURRENT | named(*CACHED),
-        **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE),
-    },
-)
-def rows(split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Query()]) -> Response:
-    """Samples by index, to look at: `index`, `file_path`, `cps`, and `embedding` when asked for.
-
-    `total` says how many there are; the last page is shorter, and the page at `offset` = `total` is empty.
-    """
-    served = service.split(split, parameters.fingerprint)
-    total, most = served.info.num_samples, service.settings.max_json_rows
-    length = min(DEFAULT_LENGTH, most) if parameters.length is None else parameters.length
-    if length > most:
-        raise InvalidParameter(f"length is {length}; it must be from 1 to {most} (max_json_rows)")
-    if parameters.offset > total:
-        raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to the split's {total} samples")
-    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps", *served.labels)
-    if parameters.embedding:
-        columns += ("embedding",)
-    indices = np.arange(parameters.offset, min(parameters.offset + length, total), dtype=np.int64)
-    etag = etag_of(served.fingerprint, wire.JSON, {"path": target_of(request.scope)})
-    reply = not_modified(request, etag)
-    if reply is None:
-        body = bodies.Rows(
-            split=split,
-            fingerprint=served.fingerprint,
-            offset=parameters.offset,
-            total=total,
-            rows=samples_of(served, indices, columns),
-        )
-        reply = CompactJson(body, headers={"ETag": etag, **caching(request)})
-    return reply
 
 
 def _metadata(request: Request, fingerprint: str, body: bodies.Body) -> Response:

@@ -1,0 +1,65 @@
+"""Rows as CSV, for spreadsheets and whoever has no better reader: any number of them, made a piece at a time.
+
+A cell that begins with what a spreadsheet takes for a formula gets an apostrophe in front, as OWASP advises: a path of
+`=HYPERLINK(...)` must not become a link in whoever's table.
+"""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Mapping
+
+import numpy as np
+from anyio import to_thread
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from cpstream_client.contract.plan import Indices
+from cpstream_client.contract.wire import CSV
+
+from ..batches.gather import paths_at
+from ..batches.server import BatchServer
+from ..snapshot.store import Split
+
+_ROWS = 2048
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+
+
+def harmless(text: str) -> str:
+    """The text of a cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def csv_rows(split: Split, indices: Indices) -> bytes:
+    """Lines of index, file_path, cps and the further labels. Numbers are the shortest that are the same float32."""
+    columns = [[harmless(path) for path in paths_at(split.file_paths, indices).to_pylist()]]
+    for values in (split.cps, *split.labels.values()):
+        columns.append([str(value) if value == value else "" for value in np.asarray(values)[indices]])
+    text = io.StringIO()
+    csv.writer(text).writerows(zip(indices.tolist(), *columns, strict=True))
+    return text.getvalue().encode()
+
+
+class CsvReply(StreamingResponse):
+    """Counts as a stream, and takes turns with the others. Raises as BatchServer.stream, before anything is sent."""
+
+    def __init__(self, server: BatchServer, split: Split, indices: Indices, headers: Mapping[str, str], client: str) -> None:
+        super().__init__(_pieces(server, split, indices, client), 200, headers, f"{CSV}; charset=utf-8; header=present")
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._server.stream(scope["state"]["client"]):
+            if scope["method"] == "HEAD":
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                await send({"type": "http.response.body", "body": b""})
+            else:
+                await super().__call__(scope, receive, send)
+
+
+async def _pieces(server: BatchServer, split: Split, indices: Indices, client: str) -> AsyncIterator[bytes]:
+    header = io.StringIO()
+    csv.writer(header).writerow(["index", "file_path", "cps", *split.labels])
+    yield header.getvalue().encode()
+    for low in range(0, len(indices), _ROWS):
+        piece = await to_thread.run_sync(csv_rows, split, indices[low : low + _ROWS])
+        await server.turn(client)
+        yield piece

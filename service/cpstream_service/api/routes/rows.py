@@ -1,0 +1,111 @@
+"""Single rows, to look at: by index, or those that match what is searched for, in any order, as JSON or CSV."""
+
+from typing import Annotated
+
+from anyio import to_thread
+from fastapi import Query, Request
+from starlette.responses import Response
+
+from cpstream_client.contract import bodies, wire
+from cpstream_client.contract.wire import ErrorCode
+
+from ...errors import IndexOutOfRange, InvalidParameter, NotAcceptable, shown
+from ...snapshot.store import Split
+from ..csv_replies import CsvReply
+from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
+from ..files import attachment
+from ..json_replies import CompactJson, samples_of
+from ..negotiation import caching, etag_of, not_modified, preferred, target_of
+from ..parameters import RowsParameters
+from ..state import CurrentService, Service
+from .common import COMMON, SplitName, v1_router
+
+DEFAULT_LENGTH = 100
+
+router = v1_router()
+
+
+@router.get(
+    "/splits/{split:name}/rows",
+    tags=["splits"],
+    summary="A page of samples",
+    responses={
+        200: {"model": bodies.Rows, "content": {wire.CSV: {}}, **named(*CACHED, *OF_JSON, "Content-Disposition")},
+        304: CURRENT | named(*CACHED),
+        **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.OVERLOADED),
+    },
+)
+async def rows(
+    split: SplitName, request: Request, service: CurrentService, parameters: Annotated[RowsParameters, Query()]
+) -> Response:
+    """Samples to look at: `index`, `file_path`, `cps`, further labels, and `embedding` when asked for; by index, or as `sort` says.
+
+    `total` says how many the split has, `matching` how many match what is searched for; the last page is shorter, and the page at
+    the end is empty. With `Accept: text/csv`: a table of all that match, in which no path is taken for a formula.
+    """
+    served = service.split(split, parameters.fingerprint)
+    is_csv, length = _is_csv(request), parameters.length
+    if is_csv and parameters.embedding:
+        raise InvalidParameter("embedding is true, and CSV holds no embeddings; ask for JSON, or download embeddings.npy")
+    if not is_csv:
+        length = _json_length(parameters.length, service.settings.max_json_rows)
+    if parameters.sort not in (sorts := ("index", "file_path", "cps", *served.labels)):
+        raise InvalidParameter(f"sort is {shown(parameters.sort)}; it must be one of {', '.join(sorts)}")
+    etag = etag_of(served.fingerprint, wire.CSV if is_csv else wire.JSON, {"path": target_of(request.scope)})
+    reply = not_modified(request, etag)
+    if reply is not None:
+        return reply
+    return await _reply(request, service, served, parameters, length, is_csv, {"ETag": etag, **caching(request)})
+
+
+async def _reply(
+    request: Request,
+    service: Service,
+    split: Split,
+    parameters: RowsParameters,
+    length: int | None,
+    is_csv: bool,
+    headers: dict[str, str],
+) -> Response:
+    wanted, total = parameters.wanted, split.info.num_samples
+    asked = split, wanted, min(parameters.offset, total), length
+    indices, matching = await to_thread.run_sync(service.selections.page, *asked, limiter=service.selecting)
+    if parameters.offset > matching:
+        have = f"the split's {total} samples" if wanted.is_all else f"the {matching} samples that match"
+        raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to {have}")
+    if is_csv:
+        headers["Content-Disposition"] = attachment(f"{split.name}-rows.csv")
+        return CsvReply(service.batch_server, split, indices, headers, request.scope["state"]["client"])
+    columns: tuple[wire.Column, ...] = ("index", "file_path", "cps", *split.labels)
+    if parameters.embedding:
+        columns += ("embedding",)
+
+    def build() -> Response:
+        body = bodies.Rows(
+            split=split.name,
+            fingerprint=split.fingerprint,
+            offset=parameters.offset,
+            total=total,
+            matching=None if wanted.is_all else matching,
+            rows=samples_of(split, indices, columns),
+        )
+        return CompactJson(body, headers=headers)
+
+    return await to_thread.run_sync(build)
+
+
+def _is_csv(request: Request) -> bool:
+    """JSON for whoever asks for neither: a browser that follows a link wants to see something."""
+    try:
+        return preferred(request, (wire.JSON, wire.CSV)) == wire.CSV
+    except NotAcceptable:
+        return False
+
+
+def _json_length(length: int | None, most: int) -> int:
+    """Raises InvalidParameter."""
+    if length is None:
+        return min(DEFAULT_LENGTH, most)
+    if length > most:
+        raise InvalidParameter(f"length is {length}; it must be from 1 to {most} (max_json_rows)")
+    return length

@@ -52,7 +52,7 @@ class Size:
 class Trainers:
     """Both at work: the block begins when each has its first batch, and ends when both have ended. seconds: of an epoch."""
 
-    def __init__(self, url: str, size: Size, seconds: float) -> None:
+    def __init__(self, url: str | list[str], size: Size, seconds: float) -> None:
         context = multiprocessing.get_context("spawn")
         self._begun = context.Barrier(WORLD_SIZE + 1)
         self._pool = ProcessPoolExecutor(WORLD_SIZE, context, _inherit, (self._begun,))
@@ -83,7 +83,7 @@ def _inherit(begun: Barrier) -> None:
     _begun = begun
 
 
-def train(url: str, size: Size, seconds: float, rank: int) -> Epoch:
+def train(url: str | list[str], size: Size, seconds: float, rank: int) -> Epoch:
     """An epoch of one rank, its steps spread evenly. Raises WrongBatch, and what the client raises."""
     assert _begun is not None
     try:
@@ -93,7 +93,7 @@ def train(url: str, size: Size, seconds: float, rank: int) -> Epoch:
         raise
 
 
-def _train(url: str, size: Size, seconds: float, rank: int, begun: Barrier) -> Epoch:
+def _train(url: str | list[str], size: Size, seconds: float, rank: int, begun: Barrier) -> Epoch:
     truth = Truth.of(size.samples, size.dim)
     order = truth.order(SEED, 0)[rank::WORLD_SIZE]
     client = Client(url, retry=Retry(timeout_s=60, contact_timeout_s=60))

@@ -23,7 +23,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest test-frameworks lint format bench fuzz soak lock dist image
+.PHONY: help serve test test-lowest test-frameworks lint format bench fuzz soak lock dist image sbom
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,10 +41,11 @@ test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versi
 test-frameworks: $(VENV)/frameworks/.done ## Run docs/frameworks.md in each framework, in one process and in two (ARGS)
 	$(VENV)/frameworks/bin/python -m pytest tests/frameworks -m '' --timeout 600 $(ARGS)
 
-lint: $(VENV)/.dev ## Check format, style and types
+lint: $(VENV)/.dev ## Check format, style and types, and what is known against the pinned versions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/audit.py
 
 format: $(VENV)/.dev ## Put the code into the house format
 	$(BIN)/ruff check --fix .
@@ -67,8 +68,14 @@ dist: $(VENV)/.dev ## Build the wheel and the source distribution of a release (
 	rm -rf dist
 	BUILD_COMMIT= $(BIN)/python -m hatchling build
 
-image: ## Build the container image (IMAGE)
-	docker build -t $(IMAGE) --build-arg REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null) .
+image: ## Build the container image (IMAGE, HOME_URL)
+	docker build -t $(IMAGE) --build-arg REVISION=$$(git rev-parse --short=12 HEAD 2>/dev/null) \
+		$(if $(HOME_URL),--label org.opencontainers.image.source=$(HOME_URL)) .
+
+sbom: dist ## Write what wheel and image are made of to dist/, as CycloneDX (IMAGE)
+	$(BIN)/python tools/sbom.py wheel dist/*.whl >dist/wheel.cdx.json
+	docker image inspect $(IMAGE) >/dev/null 2>&1 && $(BIN)/python tools/sbom.py image $(IMAGE) >dist/image.cdx.json || \
+		echo 'no engine has the image $(IMAGE) (make image): only dist/wheel.cdx.json was written'
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo 'No Python of 3.11 or newer with venv was found.'; \

@@ -50,6 +50,7 @@ LADDER = (
     "cpstream_service.proxy_protocol",
     "cpstream_service.stalls",
     "cpstream_service.upgrades",
+    "cpstream_service.crowd",
     "cpstream_service.connections",
     "cpstream_service.logs",
     "cpstream_service.supervisor",

@@ -1,4 +1,4 @@
-"""What one connection may cost: the head of a request is bounded in bytes and in time, a reply that nobody takes in time.
+"""What one connection may cost: the head of a request is bounded in bytes, lines and time, a reply that nobody takes in time.
 
 uvicorn's httptools protocol has no such bounds, and at the limit of open files asyncio logs a traceback for each try to accept.
 """
@@ -11,14 +11,19 @@ import math
 import resource
 import select
 import socket
-import time
 from asyncio import Transport
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from typing import Any
+from weakref import WeakKeyDictionary
+
+from httptools import HttpParserError
+from uvicorn.server import ServerState
 
 from .batches.pace import PACE, Pace
+from .crowd import Refusals, Seldom, Silent
 from .proxy_protocol import read_preface
 from .stalls import StallWatch
 from .upgrades import HttpOnly
@@ -27,12 +32,18 @@ logger = logging.getLogger("cpstream.service")
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of request line and headers together, as uvicorn's h11 protocol has it."""
+MAX_HEAD_LINES = 256
+"""Of headers: each is read by Python, and again by whoever looks for one. Clients send ten, proxies some more."""
 HEAD_TIMEOUT_S = 60.0
 """For a connection's first request to come, for the rest of a head that has begun, and of a body whose request is answered."""
 UNSENT_BYTES = 128 * 1024
 """That the kernel takes ahead for a reader that has not shown that it reads. Later it takes megabytes, and so asks for more less
 often."""
-_LOG_EVERY_S = 1.0
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_NOT_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 30\r\nconnection: close\r\n\r\n"
+    b"Invalid HTTP request received."
+)
 _ACCEPTED_A_TICK, _LONG_TICK_S = 32, 0.001
 _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -40,7 +51,7 @@ _NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 class Connection(HttpOnly):
     """uvicorn's protocol, which closes connections whose heads are too long (431) or take too long, or whose readers stopped."""
 
-    _in_head = False
+    _in_head = _is_refused = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _stalls: StallWatch
@@ -50,6 +61,7 @@ class Connection(HttpOnly):
     def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
         super().__init__(*args, **named)
         self._stall_timeout_s, self._trusted_proxies = stall_timeout_s, trusted_proxies
+        self._crowd = _crowd_of(self.server_state)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -60,8 +72,21 @@ class Connection(HttpOnly):
         if self._trusted_proxies and is_within(peer, self._trusted_proxies):
             self._preface = b""
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+        self._crowd.silent.add(peer, self)
+        if len(self.connections) > self._crowd.silent.most and self._crowd.silent.make_room(self):
+            self._crowd.tell(
+                "closed %d connections that asked nothing, as there may be no more than %d; raise ulimit -n (LimitNOFILE)",
+                self._crowd.silent.most,
+            )
+
+    def close_if_idle(self) -> bool:
+        if self.transport.get_write_buffer_size():  # the rest of a reply
+            return False
+        self.transport.close()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.silent.discard(self._stalls.peer, self)
         self._head_done()
         self._stalls.close()
         super().connection_lost(exc)
@@ -71,12 +96,18 @@ class Connection(HttpOnly):
         super().resume_writing()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         if self._preface is not None:
             data = self._without_preface(self._preface + data)
             if not data:
                 return
-        super().data_received(data)
-        if self.transport.is_closing():
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except HttpParserError:
+            self._refuse_head()
+        if self.transport.is_closing() or self._is_refused:
             return
         if not self._in_head:
             if self._timer is None and self.cycle is not None and self.cycle.response_complete and self.cycle.more_body:
@@ -86,9 +117,33 @@ class Connection(HttpOnly):
         if self._timer is None:
             self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
         if self._head_bytes > MAX_HEAD_BYTES:
-            self.transport.write(b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-            self.transport.close()
-            logger.warning("closed a connection whose head is longer than %d bytes", MAX_HEAD_BYTES)
+            self._refuse(_TOO_LONG)
+            self._crowd.tell("closed %d connections whose heads are longer than %d bytes", MAX_HEAD_BYTES)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if len(self.headers) == MAX_HEAD_LINES:
+            raise _TooManyLines
+        super().on_header(name, value)
+
+    def _refuse_head(self) -> None:
+        if self._in_head and len(self.headers) == MAX_HEAD_LINES:
+            self._refuse(_TOO_LONG)
+            self._crowd.tell("closed %d connections whose heads have more than %d lines", MAX_HEAD_LINES)
+        else:
+            self._refuse(_NOT_HTTP)
+            self._crowd.tell("closed %d connections that did not speak HTTP; is it https, or a scanner?")
+
+    def _refuse(self, reply: bytes) -> None:
+        """Answer and close, but keep a client waiting whose heads are refused again and again: what it waits for, others have."""
+        self._is_refused = True
+        self._head_done()
+        self.transport.pause_reading()
+        self._timer = self.loop.call_later(self._crowd.refusals.wait_s(self._stalls.peer, self.loop.time()), self._end, reply)
+
+    def _end(self, reply: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:  # or it would be taken for a part of the one before
+            self.transport.write(reply)
+        self.transport.close()
 
     def _without_preface(self, data: bytes) -> bytes:
         """What the client itself sent; nothing while the proxy's preface is not whole."""
@@ -104,7 +159,9 @@ class Connection(HttpOnly):
         self._preface = None
         length, client = found
         if client is not None:
+            self._crowd.silent.discard(self._stalls.peer, self)
             self.client, self._stalls.peer = client, client[0]
+            self._crowd.silent.add(self._stalls.peer, self)
         return data[length:]
 
     def on_message_begin(self) -> None:
@@ -114,13 +171,46 @@ class Connection(HttpOnly):
 
     def on_headers_complete(self) -> None:
         self._head_done()
+        self._crowd.silent.discard(self._stalls.peer, self)
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:  # and no other is waiting for its own
+            self._crowd.silent.add(self._stalls.peer, self)
 
     def _head_done(self) -> None:
         self._in_head, self._head_bytes = False, 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class _TooManyLines(Exception):
+    """For httptools, which makes an error of its own of it."""
+
+
+class _Crowd:
+    """What the connections of one server share."""
+
+    def __init__(self) -> None:
+        self.refusals, self.silent = Refusals(), Silent[Connection]()
+        self._seldom: defaultdict[str, Seldom] = defaultdict(Seldom)
+
+    def tell(self, what: str, *limit: int) -> None:
+        """Log it, with how often it happened, once a second."""
+        if count := self._seldom[what].count():
+            logger.warning(what, count, *limit)
+
+
+_crowds: "WeakKeyDictionary[ServerState, _Crowd]" = WeakKeyDictionary()
+
+
+def _crowd_of(server: ServerState) -> _Crowd:
+    found = _crowds.get(server)
+    if found is None:
+        found = _crowds[server] = _Crowd()
+    return found
 
 
 def _limit_unsent(transport: Transport, nbytes: int) -> None:
@@ -147,8 +237,11 @@ class EventLoop(asyncio.SelectorEventLoop):
     so that idle workers have a share of those that come at once; after a tick as long as those of a busy loop, 32.
     """
 
-    _said_s = -_LOG_EVERY_S
     _left_waiting_s = math.inf
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._full = Seldom()
 
     def _start_serving(  # type: ignore[no-untyped-def]
         self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, *timeouts
@@ -172,8 +265,7 @@ class EventLoop(asyncio.SelectorEventLoop):
         error = context.get("exception")
         if not (isinstance(error, OSError) and error.errno in _NO_MORE_FILES):
             super().call_exception_handler(context)
-        elif time.monotonic() - self._said_s >= _LOG_EVERY_S:
-            self._said_s = time.monotonic()
+        elif self._full.count():
             logger.error(
                 "cannot accept connections: %s; new ones wait until others close; raise ulimit -n (LimitNOFILE, now %d)",
                 error.strerror,

@@ -1,8 +1,10 @@
 """What connections may cost that ask for nothing, or do not end asking: measured from outside, at a real `cpstream serve`."""
 
 import asyncio
+import http.client
 import re
 import resource
+import select
 import socket
 import subprocess
 import sys
@@ -12,10 +14,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from conftest import DEMO_DATA, bound, poll
+from conftest import DEMO_DATA, bound, poll, stalled_stream
 
 from cpstream_client import Client
 from cpstream_service import connections
+from cpstream_service.crowd import MOST_S, REFUSED_EVERY_S, Refusals
 
 
 @contextmanager
@@ -51,22 +54,47 @@ def _answers(url: str) -> bool:
         return False
 
 
-def connect(url: str) -> socket.socket:
+def connect(url: str, address: str = "127.0.0.1") -> socket.socket:
     host, port = url.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    return socket.create_connection((host, int(port)), timeout=30, source_address=(address, 0))
 
 
 def test_at_the_limit_of_open_files_the_log_stays_short_and_the_service_comes_back(tmp_path: Path) -> None:
     with serving(tmp_path, open_files=100) as (url, log):
         with ExitStack() as stack:
-            for _ in range(200):
-                stack.enter_context(connect(url))
+            for _ in range(200):  # each with a request under way: none gives way to others
+                stack.enter_context(connect(url)).sendall(
+                    b"POST /v1/splits/train/take HTTP/1.1\r\nHost: a\r\nContent-Length: 8\r\n\r\n"
+                )
             poll(lambda: "cannot accept connections: Too many open files" in log.read_text())
             assert "raise ulimit -n (LimitNOFILE, now 100)" in log.read_text()
         poll(lambda: _answers(url))
         assert Client(url).split("train").num_samples == 1800
         assert "Traceback" not in log.read_text()
         assert log.read_text().count("cannot accept") < 60  # a line a second, not hundreds
+
+
+def test_connections_that_ask_nothing_give_way_and_no_others(tmp_path: Path) -> None:
+    with serving(tmp_path, open_files=512) as (url, log), ExitStack() as stack:
+        streaming = stack.enter_context(stalled_stream(url, "/v1/splits/train/embeddings.npy"))
+        between = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30, source_address=("127.0.0.3", 0))
+        stack.enter_context(closing(between))
+        kept, silent = set(), []
+        for _ in range(2):
+            between.request("GET", "/v1/splits")  # and then nothing for a while, as a trainer between two epochs
+            assert between.getresponse().read()
+            kept.add(between.sock)
+            silent += [stack.enter_context(closing(connect(url, "127.0.0.2"))) for _ in range(300)]
+            assert _answers(url)
+        assert len(kept) == 1
+        are_closed = [bool(select.select([sock], [], [], 0)[0]) for sock in silent]
+        assert 200 < sum(are_closed) < 400
+        assert are_closed == sorted(are_closed, reverse=True)  # the oldest
+        size = int(httpx.head(f"{url}/v1/splits/train/embeddings.npy").headers["content-length"])
+        while size > 0:
+            size -= len(streaming.recv(2**20))
+        assert "connections that asked nothing, as there may be no more than" in log.read_text()
+        assert "cannot accept" not in log.read_text()
 
 
 def test_the_soft_limit_of_open_files_is_raised() -> None:
@@ -108,6 +136,41 @@ def test_a_long_head_is_told_so(tmp_path: Path) -> None:
         with closing(connect(url)) as sock:  # one that is long, but whole, is none of this
             sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 30_000 + b"\r\n\r\n")
             assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_head_of_many_lines_is_refused_before_they_are_read(tmp_path: Path) -> None:
+    lines = connections.MAX_HEAD_LINES
+    with serving(tmp_path) as (url, log):
+        for count, status in ((lines, b"200"), (lines + 1, b"431")):
+            with closing(connect(url)) as sock:
+                sock.sendall(b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * count + b"\r\n")
+                assert sock.recv(12) == b"HTTP/1.1 " + status
+        poll(lambda: f"closed 1 connections whose heads have more than {lines} lines" in log.read_text())
+
+
+def test_what_does_not_speak_http_costs_few_lines_of_the_log_and_no_reply_its_end(tmp_path: Path) -> None:
+    with serving(tmp_path) as (url, log):
+        with closing(connect(url)) as sock:
+            sock.sendall(b"\x16\x03\x01\r\n")
+            assert sock.recv(1000).startswith(b"HTTP/1.1 400 ")
+        for _ in range(100):
+            with closing(connect(url)) as sock:
+                sock.sendall(b"\x16\x03\x01\r\n")
+        with stalled_stream(url, "/v1/splits/train/embeddings.npy", "127.0.0.2") as sock:
+            sock.sendall(b"\x16\x03\x01\r\n")
+            reply = b"".join(iter(lambda: sock.recv(2**20), b""))
+        assert b"HTTP" not in reply
+        poll(lambda: "closed 1 connections that did not speak HTTP" in log.read_text())
+        assert log.read_text().count("did not speak HTTP") < 20  # a line a second, not one for each
+
+
+def test_heads_that_are_refused_are_answered_ever_later_to_the_same_client() -> None:
+    refusals = Refusals()
+    waits = [refusals.wait_s("a", 100.0) for _ in range(1000)]
+    assert waits[:3] == pytest.approx([0, REFUSED_EVERY_S, 2 * REFUSED_EVERY_S])
+    assert max(waits) == MOST_S
+    assert refusals.wait_s("b", 100.0) == 0
+    assert refusals.wait_s("a", 100.0 + 2 * MOST_S) == 0
 
 
 def test_a_body_that_nobody_wanted_is_not_read_for_ever(tmp_path: Path) -> None:

@@ -1,0 +1,85 @@
+"""What the connections of one server know of each other: whose heads were refused of late, and which connections ask nothing."""
+
+import os
+import resource
+import time
+from collections.abc import Hashable
+from typing import Generic, Protocol, TypeVar
+
+REFUSED_EVERY_S = 0.05
+"""Of one client. A head that is refused takes half a millisecond, of which an answer at once would bring the next."""
+MOST_S = 30.0
+_REMEMBERED = 1024
+_SPARE_FILES = 160
+"""For files that are opened later, and connections that come before those that give way are closed: 32 in each of four ticks."""
+
+
+class Refusals:
+    """When each client's refused heads are answered: the first at once, the others one after the other."""
+
+    def __init__(self) -> None:
+        self._free: dict[str, float] = {}  # when each client's next one may be, the latest last
+
+    def wait_s(self, client: str, now: float) -> float:
+        """Seconds to wait before the next refusal of this client's is answered."""
+        at = max(now, self._free.pop(client, now))
+        self._free[client] = min(at, now + MOST_S) + REFUSED_EVERY_S
+        if len(self._free) > _REMEMBERED:
+            del self._free[next(iter(self._free))]
+        return min(at - now, MOST_S)
+
+
+class Closable(Hashable, Protocol):
+    """A connection."""
+
+    def close_if_idle(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Closable)
+
+
+class Silent(Generic[T]):
+    """Connections that ask nothing now. They give way to new ones where there may be no more: the oldest of whoever has most."""
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = _most_connections() if most is None else most
+        self._of: dict[str, dict[T, None]] = {}
+
+    def add(self, client: str, connection: T) -> None:
+        self._of.setdefault(client, {})[connection] = None
+
+    def discard(self, client: str, connection: T) -> None:
+        found = self._of.get(client, {})
+        found.pop(connection, None)
+        if not found:
+            self._of.pop(client, None)
+
+    def make_room(self, newest: T) -> bool:
+        """Close one, but not the newest. Whether there was one to close."""
+        for client in sorted(self._of, key=lambda client: -len(self._of[client])):
+            for connection in self._of[client]:
+                if connection is not newest and connection.close_if_idle():
+                    self.discard(client, connection)
+                    return True
+        return False
+
+
+def _most_connections() -> int:
+    """As many as this process may have open files for."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return soft - len(os.listdir("/dev/fd")) - min(_SPARE_FILES, soft // 3) if soft != resource.RLIM_INFINITY else 2**31
+
+
+class Seldom:
+    """What is said at most once a second, with how often it has happened since."""
+
+    def __init__(self, every_s: float = 1.0) -> None:
+        self._every_s, self._said_s, self._count = every_s, -every_s, 0
+
+    def count(self) -> int:
+        """It has happened once more: how often since it was said, or 0 where that was just now."""
+        self._count += 1
+        if time.monotonic() - self._said_s < self._every_s:
+            return 0
+        self._said_s, count, self._count = time.monotonic(), self._count, 0
+        return count

@@ -15,6 +15,7 @@ from ..contract.wire import COLUMNS, BatchQuery
 from ..stream.backlog import Backlog
 from ..stream.chosen import ChosenCourse
 from ..stream.course import Asking, Course, trim
+from ..stream.early import Early
 from ..stream.fetch import EpochFetcher
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
@@ -60,19 +61,18 @@ class Epochs:
         self._file_paths: list[str] = []
         self._labels: dict[str, Any] = {}
 
-    def records(self, query: BatchQuery, turn: int = 0) -> Generator[Batch, None, None]:
+    def records(self, query: BatchQuery, turn: int = 0, early: Early | None = None) -> Generator[Batch, None, None]:
         """The samples of a query, in order, a few of its training batches in one. Closing it ends its thread and connections.
 
-        turn: which of several endpoints to prefer.
+        turn: which of several endpoints to prefer. early: the first request, if it has been sent already.
         """
         cache = self._cache
-        if cache is None:
-            yield from self._streamed(query, turn)
+        missing = self._info.num_samples if cache is None else len(cache.missing())
+        if cache is None or missing > _STREAMED_FROM * self._info.num_samples:  # the first epoch, or as good as
+            yield from self._streamed(query, turn, cache, early)
             return
-        missing = len(cache.missing())
-        if missing > _STREAMED_FROM * self._info.num_samples:  # the first epoch, or as good as
-            yield from self._streamed(query, turn, cache)
-            return
+        if early is not None:
+            early.close()
         self._client.check_while_there(self._info)
         windows = self._windows(query)
         if missing:
@@ -97,10 +97,12 @@ class Epochs:
 
         return Chosen(course, fetch, cache, gather, partial(self._client.check_while_there, self._info))
 
-    def _streamed(self, query: BatchQuery, turn: int, cache: SplitCache | None = None) -> Generator[Batch, None, None]:
+    def _streamed(
+        self, query: BatchQuery, turn: int, cache: SplitCache | None, early: Early | None
+    ) -> Generator[Batch, None, None]:
         wanted = query if cache is None else replace(query, columns=(*query.columns, "embedding", "cps", "index"))
         course, backlog = Course(wanted, self._info), Backlog(self._prefetch_bytes)
-        ahead = self._ahead(course, turn, backlog, cache)
+        ahead = self._ahead(course, turn, backlog, cache, early)
         filler = self._filler(cache, query, backlog) if isinstance(cache, MemoryCache) else None
         try:
             yield from trim(ahead, course)
@@ -117,10 +119,12 @@ class Epochs:
         windows = self._windows(query)
         return Filler(self._client.service, self._info, cache, windows, backlog, memory, self._tally, rank)
 
-    def _ahead(self, course: Asking, turn: int, backlog: Backlog, cache: SplitCache | None) -> Generator[Batch, None, None]:
+    def _ahead(
+        self, course: Asking, turn: int, backlog: Backlog, cache: SplitCache | None, early: Early | None = None
+    ) -> Generator[Batch, None, None]:
         """The record batches of a course, fetched ahead of the loop."""
         workers = self._info.workers or 1
-        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections, workers)
+        fetcher = EpochFetcher(self._client.service, course, self._memory, turn, backlog, self._max_connections, workers, early)
         ahead = prefetch(self._kept(fetcher, cache), backlog, fetcher.abort, self._tally.met)
         try:
             for batch in ahead:

@@ -15,6 +15,7 @@ from ..transport.retry import Patience
 from ..transport.service import Service
 from .backlog import Backlog
 from .course import Ask, Asking
+from .early import Early
 from .lanes import Flow, Lanes
 from .messages import Memory
 from .reader import Batch
@@ -34,6 +35,7 @@ class EpochFetcher:
 
     turn: which of the endpoints to prefer, so that ranks and workers spread over them. backlog: what the consumer has not used yet.
     max_connections: fewer than the service's own, or None. workers: processes of the service.
+    early: the first request, if it has been sent already.
     """
 
     def __init__(
@@ -45,8 +47,10 @@ class EpochFetcher:
         backlog: Backlog | None = None,
         max_connections: int | None = None,
         workers: int = 1,
+        early: Early | None = None,
     ) -> None:
         self._service, self._course, self._memory, self._turn = service, course, memory, turn
+        self._early = early
         self._backlog = backlog or Backlog()
         self._max_connections = max_connections or service.pace.max_connections
         self._workers = workers
@@ -112,7 +116,15 @@ class EpochFetcher:
 
     def _by_lanes(self, done: int) -> Iterator[Batch]:
         lanes = self._lanes = Lanes(
-            self._service, self._course, self._memory, self._turn, self._backlog, self._max_connections, self._workers, self.flow
+            self._service,
+            self._course,
+            self._memory,
+            self._turn,
+            self._backlog,
+            self._max_connections,
+            self._workers,
+            self.flow,
+            self._early,
         )
         if self._aborted.is_set():
             return
@@ -155,14 +167,20 @@ class EpochFetcher:
         ask = self._course.ask(first, nbytes, record_bytes)
         if ask is None:
             return None
-        request = Request(self._service.replicas.choose(self._turn), ask)
+        request = self._sent_early(first) or Request(self._service.replicas.choose(self._turn), ask)
         self._open.append(request)
         self.flow.requests += 1
         self.flow.connections = max(self.flow.connections, 1)
         if self._aborted.is_set():
             request.line.abort()
-        request.send(self._service)
+        if request.asked is None:
+            request.send(self._service)
         return request
+
+    def _sent_early(self, first: int) -> Request | None:
+        early, self._early = self._early, None
+        ask = None if early is None else self._course.ask(first, 1, FIRST_RECORD_BYTES)
+        return None if early is None or ask is None else early.take(ask)
 
     def _abandon(self) -> list[Request]:
         abandoned, self._open = self._open, []

@@ -20,6 +20,7 @@ from ..transport.service import Service
 from ..transport.tracing import thread
 from .backlog import Backlog
 from .course import Ask, Asking
+from .early import Early
 from .messages import Memory
 from .reader import Batch
 from .request import Request
@@ -67,7 +68,9 @@ class Lanes:
         max_connections: int,
         workers: int,
         flow: Flow,
+        early: Early | None = None,
     ) -> None:
+        self._early = early
         self._service, self._course, self._memory, self._turn = service, course, memory, turn
         self._backlog, self._max_connections, self._workers, self.flow = backlog, max_connections, workers, flow
         self._round_trip_s = service.round_trip_s(service.replicas.choose(turn))
@@ -196,7 +199,7 @@ class Lanes:
         replicas = self._service.replicas
         try:
             while part.ask is not None and not self._closed.is_set():
-                request = Request(replicas.choose(self._turn + lane), part.ask)
+                request = self._sent_early(part.ask) or Request(replicas.choose(self._turn + lane), part.ask)
                 try:
                     self._read(part, request)
                 except CpstreamError as error:
@@ -217,6 +220,11 @@ class Lanes:
             with self._room:
                 self._busy -= 1
 
+    def _sent_early(self, ask: Ask) -> Request | None:
+        with self._room:
+            early, self._early = self._early, None
+        return None if early is None else early.take(ask)
+
     def _read(self, part: _Part, request: Request) -> None:
         """One reply, verified batch by batch. part.ask is for the rest of it at any time."""
         ask, done = request.ask, 0
@@ -225,7 +233,8 @@ class Lanes:
             self.flow.requests += 1
             if self._closed.is_set():
                 request.line.abort()
-        request.send(self._service)
+        if request.asked is None:
+            request.send(self._service)
         with self._room:
             self._is_begun = True  # the connection that has brought the metadata is the first part's
             self._room.notify_all()

@@ -1,8 +1,9 @@
 """StreamingEmbeddingsDataset: ready batches of a planned epoch, for training loops."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal, Unpack, overload
 
@@ -19,6 +20,7 @@ from ..epochs.epochs import Epochs
 from ..epochs.position import Position, Run
 from ..epochs.tally import Tally, clock
 from ..stream.backlog import PREFETCH_BYTES
+from ..stream.early import Early
 from ..transport.options import ClientOptions
 from .device import allocate_pinned
 from .guard import (
@@ -118,6 +120,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self.prefetch_bytes = prefetch_bytes
         self.cache, self.device, self.pin_memory = cache, device, pin_memory
         self._epochs: Epochs | None = None
+        self._early: Early | None = None
         self.tally = Tally()
         self._kept: Kept | None = None
         self._kept_in = 0  # the process
@@ -144,8 +147,37 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         run, self._prepared = self._prepared, None
         if run is None or run is not self._run:  # not one set aside by set_epoch
             self._warn_of_repetition()
-            run = self.begin_run()
-        yield from self._deliver(self._share.query_of(run.plan), run)
+            run = self._beside_early(self.begin_run)
+        early, self._early = self._early, None
+        try:
+            yield from self._deliver(self._share.query_of(run.plan), run, early=early)
+        finally:
+            if early is not None:
+                early.close()
+
+    def prepare_run(self, **options: bool) -> Run:
+        return self._beside_early(partial(super().prepare_run, **options))
+
+    def _beside_early(self, begin: Callable[[], Run]) -> Run:
+        """Ask for the first batch beside the metadata, where nothing is known of the split yet."""
+        self._ask_early()
+        try:
+            return begin()
+        except BaseException:
+            if self._early is not None:
+                self._early.close()
+            raise
+
+    def _ask_early(self) -> None:
+        streams = self.cache in (None, "auto", "memory", "device")  # a directory may hold all of it
+        if self._info is not None or not streams or get_worker_info() is not None or self._client.service.pace.max_connections < 2:
+            return
+        epoch, start = self._next()
+        query = self._share.query
+        rank, world_size = self._share.ranks()
+        columns = query.columns if self.cache is None else (*query.columns, "embedding", "cps", "index")
+        query = replace(query, epoch=epoch, start=start, rank=rank, world_size=world_size, columns=columns)
+        self._early = Early(self._client.service, self.split, query, rank)
 
     def _iterate_in_worker(self, worker: int, num_workers: int) -> Iterator[Item]:
         """Every num_workers-th batch of the rank's, from that of this worker on."""
@@ -171,8 +203,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         yield from batches
         self._position.count_pass()
 
-    def _deliver(self, query: BatchQuery, run: Run, turn: int = 0) -> Iterator[Item]:
-        records = self._opened().records(query, turn=query.rank + turn)
+    def _deliver(self, query: BatchQuery, run: Run, turn: int = 0, early: Early | None = None) -> Iterator[Item]:
+        records = self._opened().records(query, query.rank + turn, early)
         # A Loader that counts takes the time itself: what a worker, or a copy to a device, waits for is not what the loop does.
         tally = None if run.counted_by_loader or get_worker_info() is not None else self.tally
         begun, asked = run.delivered, clock()
@@ -235,7 +267,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_kept": None}
+        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_early": None, "_kept": None}
         if get_spawning_popen() is None:
             return {**state, "_position": Position(*self._next(), self._position.fingerprint, self._position.announced)}
         self._check_caller(None)  # workers that are spawned do not see who iterates

@@ -85,6 +85,14 @@ class Connection:
         """Whether it has been idle for so long that the server may be closing it."""
         return time.monotonic() - self._used_s > _MAX_IDLE_S
 
+    def connect(self, timeouts: Timeouts) -> None:
+        """Open it before its first request. Raises as send does."""
+        try:
+            self._connect(timeouts)
+        except BaseException:
+            self.close()
+            raise
+
     def send(self, request: bytes, timeouts: Timeouts, line: Line | None) -> None:
         """Send a request, head and body. Raises OSError or http.client.HTTPException, the connection closed."""
         try:

@@ -59,6 +59,13 @@ class Service:
         """How long a packet takes there and back, as far as this process has learnt it."""
         return self.sessions.here().round_trip_s(("https" if endpoint.secure else "http", endpoint.host, endpoint.port))
 
+    def connect(self, endpoint: Endpoint) -> float | None:
+        """Open a connection, for the next request to find; the round trip to the endpoint. None, and none, over another transport.
+
+        Raises what connecting raises.
+        """
+        return self.sessions.here().connect(("https" if endpoint.secure else "http", endpoint.host, endpoint.port))
+
     def ask(
         self,
         endpoint: Endpoint,

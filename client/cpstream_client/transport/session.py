@@ -86,14 +86,27 @@ class Session:
         answer_s = self._answer_s.get(origin)
         return None if answer_s is None else max(0.0, answer_s - _ANSWER_S)
 
+    def connect(self, origin: tuple[str, str, int]) -> float | None:
+        """Open a connection of our own transport to a scheme, host and port, and say how long the way is; else None."""
+        client, transport = self._client or self._open(), self.transport
+        if transport is None or not self._is_direct(client):
+            return None
+        transport.connect(origin, self._options.connect_timeout_s, self._options.timeout_s)
+        return self.round_trip_s(origin)
+
+    def _is_direct(self, client: "httpx.Client") -> bool:
+        """Whether httpx.Client.send has nothing to add to what is sent."""
+        options = self._options
+        return self.transport is not None and options.auth is None and not options.event_hooks and not client.cookies
+
     def send(self, method: str, url: str, headers: dict[str, str], own: dict[str, str], body: bytes | None, line: Line) -> Call:
         """Send a request: now where that is possible, else when its answer is waited for.
 
         own: headers whose values no two requests have in common, and no other header holds. Receiving raises one of self.errors,
         and whatever hooks and auth flows raise.
         """
-        client, transport, options = self._client or self._open(), self.transport, self._options
-        if transport is not None and options.auth is None and not options.event_hooks and not client.cookies:
+        client, transport = self._client or self._open(), self.transport
+        if transport is not None and self._is_direct(client):
             return self._send_directly(client, transport, method, url, headers, own, body, line)
         request = client.build_request(method, url, headers=headers | own, content=body)
         request.extensions = {**request.extensions, "cpstream.line": line}

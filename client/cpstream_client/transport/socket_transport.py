@@ -21,6 +21,7 @@ from .sockets import Line, Response
 BODY = "cpstream.body"
 LINE = "cpstream.line"
 _PIECE_BYTES = 64 * 1024
+_NEVER_S = float(2**31)
 _MAX_IDLE = 8
 """Connections kept open to one origin; of more threads at once, each opens its own."""
 
@@ -75,8 +76,14 @@ class SocketTransport(httpx.BaseTransport):
         if data.splitlines() != lines:
             raise ValueError("a header has a line break, which HTTP cannot send")
         wait = request.extensions.get("timeout", {})
-        timeouts = Timeouts(*(wait.get(name) or float(2**31) for name in ("connect", "read", "write")))
+        timeouts = Timeouts(*(wait.get(name) or _NEVER_S for name in ("connect", "read", "write")))
         return Head(origin, request.method, data + b"\r\n\r\n", timeouts)
+
+    def connect(self, origin: _Origin, connect_s: float | None, wait_s: float | None) -> None:
+        """Open a connection that the next request finds idle. Raises OSError, http.client.HTTPException or ValueError."""
+        connection = self._new(origin)
+        connection.connect(Timeouts(*(seconds or _NEVER_S for seconds in (connect_s, wait_s, wait_s))))
+        self._give_back(connection, origin)
 
     def send(self, head: Head, body: bytes, line: Line | None) -> "Exchange":
         """Send a request. Never raises what the network is at fault for: that comes with the reply."""
@@ -101,6 +108,9 @@ class SocketTransport(httpx.BaseTransport):
             if not connection.is_stale:
                 return connection
             connection.close()
+        return self._new(origin)
+
+    def _new(self, origin: _Origin) -> Connection:
         return Connection(self._route, *origin, partial(self._note, origin))
 
     def _note(self, origin: _Origin, round_trip_s: float) -> None:

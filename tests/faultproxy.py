@@ -38,18 +38,19 @@ class Fault:
 
 
 class FaultProxy:
-    """`with FaultProxy(url, seed) as proxy` listens at proxy.url. proxy.counts: faults that took place, by kind."""
+    """`with FaultProxy(url, seed) as proxy` listens at proxy.url, as url does. proxy.counts: faults that took place, by kind."""
 
     def __init__(self, url: str, seed: int, *, reply_bytes: int = 20_000, kinds: tuple[str, ...] = KINDS) -> None:
-        host, port = url.removeprefix("http://").split(":")
+        scheme, address = url.split("://")
+        host, port = address.split(":")
         self.target = host, int(port)
         self.counts: Counter[str] = Counter()
         self._random = random.Random(seed)
-        self._reply_bytes, self._kinds = reply_bytes, kinds
+        self._reply_bytes, self.kinds = reply_bytes, kinds
         # Holds the port while nobody listens, so that connecting to it is refused.
         self._reserved = _bound(("127.0.0.1", 0))
         self._address = self._reserved.getsockname()
-        self.url = "http://{}:{}".format(*self._address)
+        self.url = "{}://{}:{}".format(scheme, *self._address)
         self._loop = asyncio.new_event_loop()
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.BaseTransport] = set()
@@ -97,7 +98,7 @@ class FaultProxy:
             self._tasks.discard(task)
 
     def _draw(self) -> Fault:
-        kind = self._random.choices(self._kinds, [_WEIGHTS.get(kind, 1) for kind in self._kinds])[0]
+        kind = self._random.choices(self.kinds, [_WEIGHTS.get(kind, 1) for kind in self.kinds])[0]
         far = self._random.random() < 0.6  # else in the head of a reply or a request
         at = self._random.randrange(2 * self._reply_bytes if far else 1500)
         if kind == "flip_request":

@@ -7,11 +7,14 @@ by its seed, which the message of the assertion names.
 import multiprocessing
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import Server, published
+import trustme
+from conftest import Server, published, serving
 from faultproxy import KINDS, FaultProxy
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
@@ -20,6 +23,9 @@ from cpstream_client.epochs import epochs as epochs_module
 from cpstream_client.stream import course as course_module
 from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_service.app import create_app
+from cpstream_service.settings import ServeSettings
+from cpstream_service.snapshot.store import Snapshot
 
 FAULTS_PER_CASE = 100
 REQUEST_BYTES, RECORD_BYTES = 24_000, 6_000
@@ -33,8 +39,8 @@ def _small_records(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(epochs_module, "_WINDOW_BYTES", RECORD_BYTES)
 
 
-def client(url: str | list[str], timeout_s: float = 0.3, max_connections: int = 1) -> Client:
-    made = Client(url, timeout_s=timeout_s, retry=RETRY, max_connections=max_connections)
+def client(url: str | list[str], timeout_s: float = 0.3, max_connections: int = 1, **options: Any) -> Client:
+    made = Client(url, timeout_s=timeout_s, retry=RETRY, max_connections=max_connections, **options)
     made.service = replace(made.service, request_bytes=REQUEST_BYTES)
     return made
 
@@ -94,6 +100,38 @@ def test_epochs_through_faults_equal_torch(
     assert bool(long_path) == (max_connections > 1 and not num_workers)
     case = f"{dtype}, {num_workers} workers, {max_connections} connections"
     print(f"{case}: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
+
+
+@pytest.mark.parametrize("max_connections", [1, 4])
+def test_epochs_over_tls_through_faults_equal_torch(
+    snapshot: Snapshot, tmp_path: Path, long_path: list[Flow], max_connections: int
+) -> None:
+    ca, pem = trustme.CA(), tmp_path / "server.pem"
+    ca.cert_pem.write_to_path(tmp_path / "ca.pem")
+    ca.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(pem)
+    split = snapshot.splits["train"]
+    without_flips = tuple(kind for kind in KINDS if kind not in ("flip_reply", "flip_request", "bad_gateway"))
+    epoch = 0
+    with (
+        serving(create_app(snapshot, ServeSettings()), ssl_certfile=str(pem)) as url,
+        FaultProxy(url, seed=40 + max_connections, kinds=without_flips) as proxy,
+    ):
+        remote = client(proxy.url, timeout_s=0.5, max_connections=max_connections, verify=str(tmp_path / "ca.pem"))
+        remote.splits()  # what damages the very first handshakes is told as what it could be: a wrong setting
+        proxy.kinds = (*without_flips, "flip_reply", "flip_request")
+        while proxy.counts.total() < FAULTS_PER_CASE // 4 or "flip_reply" not in proxy.counts:
+            dataset = StreamingEmbeddingsDataset(
+                remote, "train", batch_size=BATCH_SIZE, shuffle=True, seed=SEED, columns=("embedding", "cps", "index"), cache=None
+            )
+            dataset.set_epoch(epoch)
+            for (embedding, cps, index), indices in zip(dataset, oracle(len(split.cps), epoch, 0, 1), strict=True):
+                assert index.tolist() == indices
+                assert np.array_equal(embedding.numpy().view(np.uint32), split.embeddings[indices].view(np.uint32))
+                assert np.array_equal(cps.numpy(), split.cps[indices])
+            epoch += 1
+            assert not long_path or long_path[-1].connections == max_connections
+            assert epoch < 60, f"too few faults: {dict(proxy.counts)}"
+    assert bool(long_path) == (max_connections > 1)
 
 
 def test_epochs_of_two_ranks_through_faults_while_their_caches_fill(server: Server) -> None:

@@ -14,12 +14,13 @@ from drawing import BATCH_SAMPLERS, SAMPLERS, N, seeded, torchs
 from faultproxy import KINDS, FaultProxy
 from oracle import assert_same, local
 from test_faults import FAULTS_PER_CASE, RECORD_BYTES, client
-from test_restart import BATCH_SIZE, RETRY, service, write_data
+from test_restart import BATCH_SIZE, DIM, RETRY, service, write_data
 from test_restart import N as LARGE
 from torch.utils.data import BatchSampler, RandomSampler
 
 from cpstream_client import Client, CpstreamError
 from cpstream_client.stream import chosen as chosen_module
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import Loader, StreamingEmbeddingsDataset, loader
 from cpstream_client.transport import pace
 from cpstream_client.transport.retry import Patience
@@ -64,7 +65,10 @@ def test_samplers_through_faults_equal_torch(server: Server, monkeypatch: pytest
     print(f"{max_connections} connections: {proxy.counts.total()} faults in {run} epochs: {dict(proxy.counts)}")
 
 
-def test_killed_several_times_in_one_sampled_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("max_connections", [1, 4])
+def test_killed_several_times_in_one_sampled_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_path: list[Flow], max_connections: int
+) -> None:
     failures: list[CpstreamError] = []
     wait_s = Patience.wait_s
 
@@ -81,11 +85,15 @@ def test_killed_several_times_in_one_sampled_epoch(tmp_path: Path, monkeypatch: 
             poll(lambda: len(failures) > seen, timeout_s=60)
             served.start()
 
-        remote = Client(served.url, timeout_s=10, retry=RETRY)
+        remote = Client(served.url, timeout_s=10, retry=RETRY, max_connections=max_connections)
         remote.service = replace(remote.service, request_bytes=2 * 1024**2)
         # Almost nothing is fetched ahead: what is lost must come from the service again.
         dataset: StreamingEmbeddingsDataset[Any] = StreamingEmbeddingsDataset(
-            remote, "train", columns=("embedding", "index"), prefetch_bytes=1, cache=None
+            remote,
+            "train",
+            columns=("embedding", "index"),
+            prefetch_bytes=1 if max_connections == 1 else 2 * max_connections * BATCH_SIZE * DIM * 4,
+            cache=None,
         )
         train = loader(dataset, sampler=RandomSampler(range(LARGE), generator=seeded(2)), batch_size=BATCH_SIZE, ahead=8)
         kills, seen, next_kill = 0, 0, 20
@@ -104,6 +112,7 @@ def test_killed_several_times_in_one_sampled_epoch(tmp_path: Path, monkeypatch: 
                 kills += 1
                 restarted = supervisor.submit(restart, seen)
         assert (steps, kills) == (len(expected), 4)
+    assert [flow.connections > 1 for flow in long_path] == [True] * (max_connections > 1)
 
 
 def test_the_split_is_as_large_as_the_samplers_think(server: Server) -> None:

@@ -29,7 +29,7 @@ from .contract.wire import (
     batch_schema,
     split_path,
 )
-from .errors import B, CorruptedError, CpstreamError, TransportError, UnavailableError
+from .errors import B, CorruptedError, CpstreamError, DatasetChanged, TransportError, UnavailableError
 from .progress import shown
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
@@ -146,7 +146,12 @@ class Client(Tables):
     def check_while_there(self, info: SplitInfo) -> None:
         """As check_unchanged, for who has the samples already: a service that is away cannot refuse them."""
         with suppress(TransportError, UnavailableError):
-            self.check_unchanged(info)
+            try:
+                self.check_unchanged(info)
+            except DatasetChanged:  # of one endpoint, at this moment
+                retry = self.service.retry
+                patience = replace(retry, timeout_s=min(retry.timeout_s, max(retry.changed_timeout_s, retry.max_delay_s)))
+                self._json(split_path(info.split), SplitInfo, {"fingerprint": info.fingerprint}, patience)
 
     def alignment(self, split: str) -> AlignmentReport:
         """What was matched, and what was dropped and why."""

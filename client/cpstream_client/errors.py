@@ -12,7 +12,8 @@
     │   ├── UnauthorizedError   401, 403: no token, a wrong one, or one that lacks the scope
     │   ├── NotFoundError       404: unknown split or path
     │   ├── InvalidRequestError 405, 406, 413, 416, 422: the request itself is wrong
-    │   └── DatasetChanged      409: other data than the one pinned; .expected and .actual are fingerprints
+    │   ├── DatasetChanged      409: other data than the one pinned; .expected and .actual are fingerprints
+    │   └── ForgottenError      410: the data pinned holds a recording that was forgotten; what was kept of it is deleted
     ├── StateMismatch           load_state_dict: the state belongs to other data, another split, seed or shuffle
     └── UnmatchedError          join: the frame does not have exactly one row for each sample; .missing and .unknown
 
@@ -112,6 +113,13 @@ class DatasetChanged(ServiceError):
         return self._fingerprints[1]
 
 
+class ForgottenError(ServiceError):
+    """The data pinned holds a recording that the service's operator had forgotten, and is served no more.
+
+    What this client kept of it is deleted by then. Go on with the current data: load_state_dict(state, accept_version=True).
+    """
+
+
 class StateMismatch(CpstreamError):
     """A state_dict belongs to other data, another split, seed or shuffle."""
 
@@ -134,6 +142,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.NOT_ACCEPTABLE.code: InvalidRequestError,
     ErrorCode.PAYLOAD_TOO_LARGE.code: InvalidRequestError,
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
+    ErrorCode.FORGOTTEN.code: ForgottenError,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,
     ErrorCode.FORBIDDEN.code: UnauthorizedError,
     ErrorCode.BODY_TIMEOUT.code: UnavailableError,
@@ -142,6 +151,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.STORAGE_FAILED.code: UnavailableError,
     ErrorCode.STATISTICS_FAILED.code: UnavailableError,
     ErrorCode.NOT_READY.code: UnavailableError,
+    ErrorCode.RELOADING.code: UnavailableError,
     ErrorCode.DRAINING.code: UnavailableError,
     ErrorCode.INTERNAL.code: UnavailableError,
 }

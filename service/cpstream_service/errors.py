@@ -100,6 +100,19 @@ class DatasetChanged(RequestError):
         )
 
 
+class Forgotten(RequestError):
+    """The data pinned by the request holds a recording that is to be forgotten."""
+
+    code = ErrorCode.FORGOTTEN
+
+    def __init__(self, split: str, fingerprint: str) -> None:
+        super().__init__(
+            f"split {shown(split)} with fingerprint {fingerprint} holds a recording that is to be forgotten, and is not served; "
+            "go on with the current data from the next epoch on: load_state_dict(state, accept_version=True) in cpstream's client",
+            extra={"fingerprint": fingerprint},
+        )
+
+
 class Unauthorized(RequestError):
     """No bearer token, or a wrong one. schemes: how it may be sent."""
 
@@ -161,6 +174,12 @@ class NotReady(RequestError):
     """There is no data to serve yet."""
 
     code = ErrorCode.NOT_READY
+
+
+class Reloading(RequestError):
+    """The current data holds a recording that is to be forgotten; the data without it is not there yet."""
+
+    code = ErrorCode.RELOADING
 
 
 class Draining(RequestError):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracle import FORKING, assert_same, epoch_of, local
 from torch.utils.data import DataLoader
 
-from cpstream_client import BatchQuery, Client, DatasetChanged
+from cpstream_client import BatchQuery, Client, DatasetChanged, Retry
 from cpstream_client.contract.plan import Plan
 from cpstream_client.epochs import epochs as epochs_module
 from cpstream_client.epochs import filler
@@ -102,7 +102,7 @@ def test_random_access_asks_for_each_sample_once(server: Server) -> None:
 def test_changed_data_is_refused_at_the_next_epoch(snapshot: Snapshot, kind: Any) -> None:
     other = replace(snapshot, splits={"dev": snapshot.splits["test"]})
     with serving(create_app(snapshot, ServeSettings())) as url:
-        dev = kind(url, "dev")
+        dev = kind(url, "dev", retry=Retry(changed_timeout_s=0))
         batches = loader(dev) if kind is StreamingEmbeddingsDataset else DataLoader(dev, 256)
         for _ in range(2):
             assert_same(batches, epoch_of(local("dev"), batch_size=256, shuffle=False))

@@ -25,6 +25,7 @@ from cpstream_client import (
     CorruptedError,
     CpstreamError,
     DatasetChanged,
+    ForgottenError,
     InvalidRequestError,
     NotFoundError,
     Retry,
@@ -46,7 +47,7 @@ from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
-FAST = Retry(timeout_s=20, first_delay_s=0.01, max_delay_s=0.05, contact_timeout_s=20)
+FAST = Retry(timeout_s=20, first_delay_s=0.01, max_delay_s=0.05, contact_timeout_s=20, changed_timeout_s=0)
 ONCE = Retry(timeout_s=0)
 
 
@@ -257,7 +258,8 @@ def test_what_cannot_be_retried_fails_at_once_and_says_where(
     monkeypatch.setattr(Patience, "wait_s", lambda *args: waits.append(wait_s(*args)) or waits[-1])
     info = server.snapshot.splits["train"].info
     wrong_data = info.model_copy(update={"fingerprint": "0" * 32})
-    with Client(server.url, token="right") as client, Client(server.url, token="wrong") as stranger:
+    at_once = Retry(changed_timeout_s=0)
+    with Client(server.url, token="right", retry=at_once) as client, Client(server.url, token="wrong") as stranger:
         cases: list[tuple[type, str, int, Callable[[], object]]] = [
             (NotFoundError, "unknown-split", 404, lambda: client.split("trian")),
             (UnauthorizedError, "unauthorized", 401, lambda: stranger.splits()),
@@ -278,7 +280,7 @@ def test_what_cannot_be_retried_fails_at_once_and_says_where(
             poll(lambda: error.request_id in [record.request_id for record in caplog.records])  # type: ignore[attr-defined] # noqa: B023
             assert len([record for record in caplog.records if record.status == status]) <= 2  # type: ignore[attr-defined]
     assert not any(waits)
-    with Client(server.url, token="right") as client, pytest.raises(DatasetChanged) as changed:
+    with Client(server.url, token="right", retry=at_once) as client, pytest.raises(DatasetChanged) as changed:
         list(client.batches("train", info=wrong_data))
     assert (changed.value.expected, changed.value.actual) == ("0" * 32, info.fingerprint)
 
@@ -367,7 +369,7 @@ def test_replaced_data_stop_a_loop_with_a_typed_error(
 # The background thread
 
 
-@pytest.mark.parametrize("error", [MemoryError("full"), KeyError("a bug"), SystemExit(3), DatasetChanged("x")])
+@pytest.mark.parametrize("error", [MemoryError("full"), KeyError("a bug"), SystemExit(3), ForgottenError("x")])
 def test_any_error_in_the_thread_reaches_the_loop(server: Server, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     real = course_module.read_batches
     monkeypatch.setattr(course_module, "WIRE_BATCH_BYTES", 128)  # one training batch a record

@@ -32,7 +32,7 @@ from cpstream_service.snapshot.store import Snapshot
 
 pytestmark = FORKING
 QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
-RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05)
+RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05, changed_timeout_s=0)
 REQUEST_BYTES, RECORD_BYTES = 20_000, 5_000
 
 

@@ -11,7 +11,7 @@ from oracle import FORKING, assert_same, local
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
-from cpstream_client import DatasetChanged
+from cpstream_client import DatasetChanged, Retry
 from cpstream_client.torch import RemoteEmbeddingsDataset
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
@@ -155,7 +155,7 @@ def test_other_data_than_at_first_is_refused(snapshot: Snapshot, use: Any) -> No
     # The same service address, first with one split under the name, then with another.
     other = Snapshot(**{**snapshot.__dict__, "splits": {"dev": snapshot.splits["test"]}})
     with serving(create_app(snapshot, ServeSettings())) as url:
-        dataset = RemoteEmbeddingsDataset(url, "dev")
+        dataset = RemoteEmbeddingsDataset(url, "dev", retry=Retry(changed_timeout_s=0))
         assert len(dataset) == 300
     with serving(create_app(other, ServeSettings()), port=int(url.rsplit(":", 1)[1])), pytest.raises(DatasetChanged) as caught:
         use(dataset)

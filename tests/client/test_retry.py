@@ -93,7 +93,7 @@ def test_zero_means_a_single_try() -> None:
         assert caught.value is error
 
 
-@pytest.mark.parametrize("field", ["timeout_s", "first_delay_s", "max_delay_s", "contact_timeout_s"])
+@pytest.mark.parametrize("field", ["timeout_s", "first_delay_s", "max_delay_s", "contact_timeout_s", "changed_timeout_s"])
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
 def test_a_negative_time_is_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
@@ -105,14 +105,41 @@ def test_what_is_retried(code: ErrorCode) -> None:
     error = problem_error(code)
     passes = code.status >= 500 or code in (ErrorCode.BODY_TIMEOUT, ErrorCode.TOO_MANY_STREAMS)
     assert is_retryable(error) == passes
-    if code in (ErrorCode.UNKNOWN_SPLIT, ErrorCode.NOT_FOUND, ErrorCode.DATASET_CHANGED):
+    if code in (ErrorCode.UNKNOWN_SPLIT, ErrorCode.NOT_FOUND, ErrorCode.FORGOTTEN):
         with pytest.raises(type(error)):
             Patience(Retry()).wait_s(error)
+    elif code == ErrorCode.DATASET_CHANGED:
+        Patience(Retry()).wait_s(error)  # for a while: see below
     elif not passes:
         patience = Patience(Retry())
         assert patience.wait_s(error) == 0  # a damaged header may have caused it: asked once more, at once
         with pytest.raises(type(error)):
             patience.wait_s(problem_error(code))
+
+
+def test_data_that_one_endpoint_does_not_hold_is_asked_for_at_the_others_and_for_a_while() -> None:
+    clock = Clock()
+    patience = Patience(Retry(first_delay_s=0, max_delay_s=0), num_endpoints=2, clock=clock)
+    changed = problem_error(ErrorCode.DATASET_CHANGED, expected="aa", actual="bb")
+    patience.wait_s(changed, "http://a")
+    clock.now_s += 29
+    patience.wait_s(TransportError("http://b: refused"), "http://b")
+    patience.progress()  # another one held it
+    patience.wait_s(changed, "http://a")
+    clock.now_s += 31
+    with pytest.raises(DatasetChanged, match=r"gave up after 2 tries in 31\.0 s"):
+        patience.wait_s(changed, "http://a")
+
+
+@pytest.mark.parametrize(("num_endpoints", "asked"), [(1, 1), (3, 3)])
+def test_without_a_while_every_endpoint_is_asked_once(num_endpoints: int, asked: int) -> None:
+    patience = Patience(Retry(changed_timeout_s=0), num_endpoints=num_endpoints)
+    waits = [patience.wait_s(problem_error(ErrorCode.DATASET_CHANGED)) for _ in range(asked - 1)]
+    assert not any(waits)
+    with pytest.raises(DatasetChanged):
+        patience.wait_s(problem_error(ErrorCode.DATASET_CHANGED))
+    with pytest.raises(DatasetChanged):  # a single try
+        Patience(Retry(timeout_s=0), num_endpoints=num_endpoints).wait_s(problem_error(ErrorCode.DATASET_CHANGED))
 
 
 @pytest.mark.parametrize(

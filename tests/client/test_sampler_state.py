@@ -21,12 +21,14 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from cpstream_client import CpstreamError, StateMismatch
+from cpstream_client import CpstreamError, Retry, StateMismatch
 from cpstream_client.torch import Loader, StreamingEmbeddingsDataset, loader
 
 
 def of(server: Server, **options: Any) -> StreamingEmbeddingsDataset[Any]:
-    return StreamingEmbeddingsDataset(server.url, "dev", cache=None, columns=("index",), **options)
+    return StreamingEmbeddingsDataset(
+        server.url, "dev", cache=None, columns=("index",), retry=Retry(changed_timeout_s=0), **options
+    )
 
 
 def made(server: Server, sampler: Any, ahead: int | None = None, **options: Any) -> Loader[Any]:

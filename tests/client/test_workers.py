@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import Server, grown, poll, serving
 from oracle import FORKING, assert_same, epoch_of, local
 from torch.utils.data import DataLoader
 
-from cpstream_client import Client, DatasetChanged, NotFoundError
+from cpstream_client import Client, DatasetChanged, NotFoundError, Retry
 from cpstream_client.torch import StreamingEmbeddingsDataset, loader
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
@@ -128,7 +129,7 @@ def serve(snapshot: Snapshot, port: int = 0) -> Any:
 @pytest.mark.parametrize("persistent", [False, True])
 def test_data_that_changes_between_epochs_is_refused(snapshot: Snapshot, other: Snapshot, persistent: bool) -> None:
     with serve(snapshot) as url:
-        dev = StreamingEmbeddingsDataset(url, "dev", batch_size=64)
+        dev = StreamingEmbeddingsDataset(url, "dev", batch_size=64, retry=Retry(changed_timeout_s=0))
         # A plain loader: the process of the loop itself never asks the service, only its workers do.
         # (forkserver, because forked workers would keep the port of this process's server.)
         batches = plain(dev, num_workers=2, persistent_workers=persistent, multiprocessing_context="forkserver")
@@ -141,8 +142,11 @@ def test_data_that_changes_between_epochs_is_refused(snapshot: Snapshot, other: 
 def test_workers_that_meet_different_data_do_not_mix_it(snapshot: Snapshot, other: Snapshot) -> None:
     with serve(snapshot) as one, serve(other) as another:
         dev = StreamingEmbeddingsDataset([one, another], "dev", batch_size=64)
-        with pytest.raises(DatasetChanged):
-            list(plain(dev, num_workers=2))
+        batches = list(plain(dev, num_workers=2))
+    of_one = epoch_of(local("dev"), batch_size=64, shuffle=False)
+    of_another = epoch_of(local("test"), batch_size=64, shuffle=False)
+    expected = of_one if len(batches[0][1]) and torch.equal(batches[0][1], of_one[0][1]) else of_another
+    assert_same(batches, expected)  # the second worker asked the endpoint that holds what the first one met
 
 
 # What is left behind. In processes of their own, so that they can be looked at as a whole.

@@ -21,8 +21,8 @@ from cpstream_service.snapshot.store import Snapshot
 
 CLIENT = """
     AlignmentReport Batch BatchQuery Client ContractMismatch CorruptedError CpsStats CpstreamError DatasetChanged Dropped
-    ForeignReplyError InvalidRequestError NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError SplitInfo
-    StateMismatch TransportError UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
+    ForeignReplyError ForgottenError InvalidRequestError NotFoundError Plan PlanStep RankSamples Retry Rows Sample ServiceError
+    SplitInfo StateMismatch TransportError UnauthorizedError UnavailableError UnmatchedError UnreachableError __version__
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset inverse_density_weights loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"

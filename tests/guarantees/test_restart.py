@@ -28,7 +28,7 @@ from cpstream_client.transport.service import REQUEST_BYTES
 
 N, DIM, BATCH_SIZE = 20_000, 768, 64
 """61 MB: more than the kernel's socket buffers take, so that a kill hits a reply that is being sent."""
-RETRY = Retry(timeout_s=120, first_delay_s=0.05, max_delay_s=0.2, contact_timeout_s=120)
+RETRY = Retry(timeout_s=120, first_delay_s=0.05, max_delay_s=0.2, contact_timeout_s=120, changed_timeout_s=0)
 
 
 class Service:

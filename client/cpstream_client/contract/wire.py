@@ -194,6 +194,7 @@ class ErrorCode(Enum):
     INDEX_OUT_OF_RANGE = ("index-out-of-range", 422, "An index is outside the split")
     RANGE_NOT_SATISFIABLE = ("range-not-satisfiable", 416, "The byte range is outside the file")
     DATASET_CHANGED = ("dataset-changed", 409, "The data served is not the data asked for")
+    FORGOTTEN = ("forgotten", 410, "The data asked for holds a recording that was forgotten")
     UNAUTHORIZED = ("unauthorized", 401, "A valid token is needed")
     FORBIDDEN = ("forbidden", 403, "Not allowed to whoever asks")
     NOT_ACCEPTABLE = ("not-acceptable", 406, "No such representation")
@@ -204,6 +205,7 @@ class ErrorCode(Enum):
     STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")
     STATISTICS_FAILED = ("statistics-failed", 500, "The statistics cannot be computed")
     NOT_READY = ("not-ready", 503, "The data is still being loaded")
+    RELOADING = ("reloading", 503, "The data is being replaced")
     DRAINING = ("draining", 503, "The service is shutting down")
     INTERNAL = ("internal", 500, "An error inside the service")
 

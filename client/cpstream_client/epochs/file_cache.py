@@ -28,6 +28,13 @@ _ELSEWHERE = 'choose another cache=DIRECTORY on a local disk, or cache="memory",
 _CHECKSUM_BLOCK_BYTES = 64 * 1024**2
 
 
+def remove_files(directory: str | os.PathLike[str], fingerprint: str) -> None:
+    """Delete what FileCaches of the directory hold of this data, in any dtype, finished or not. What is mapped stays mapped."""
+    if fingerprint.isalnum():
+        for folder in Path(directory).expanduser().glob(f"{fingerprint}-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 class FileCache:
     """A SplitCache: a split in a folder of `directory`, memory-mapped, shared by all processes and later runs.
 

@@ -93,6 +93,11 @@ class Position:
         """Of the data that the first of the processes met; "" before that."""
         return bytes(self._shared.fingerprint).decode()
 
+    def move(self, fingerprint: str) -> None:
+        """Hold all processes to other data. For the process of the loop, between epochs."""
+        self._own()
+        self._shared.fingerprint = fingerprint.encode()
+
     def pin(self, fingerprint: str) -> None:
         """Hold all processes to this data. Raises DatasetChanged where they are held to other data."""
         if not self.fingerprint:

@@ -16,7 +16,7 @@ from ..contract.randperm import randperm
 from ..contract.wire import Dtype
 from ..epochs.budget import BUDGET, Verdict
 from ..epochs.cache import MemoryCache, SplitCache, cache_bytes
-from ..epochs.file_cache import FileCache
+from ..epochs.file_cache import FileCache, remove_files
 from ..epochs.tally import Tally
 from .device import DeviceCache
 
@@ -94,6 +94,12 @@ def _keep(
         return Kept("memory", verdict.why, MemoryCache(info, dtype, allocate), verdict)
     except MemoryError:  # a limit of the process that nothing else tells of, such as ulimit -v
         return Kept("none", f"the system refuses {cache_bytes(info, dtype) / 1e6:,.0f} MB")
+
+
+def remove_kept(cache: Cache, fingerprint: str) -> None:
+    """Delete what the cache that is named keeps of this data on disk; what is in memory goes with the last reference to it."""
+    if cache is not None and cache not in ("auto", "memory", "device"):
+        remove_files(cache, fingerprint)
 
 
 def stats_of(tally: Tally, kept: Kept | None) -> dict[str, Any]:

@@ -72,6 +72,10 @@ class Loader(DataLoader[Item]):
         """As StreamingEmbeddingsDataset.state_dict, right with any number of workers."""
         return self.dataset.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, accept_version: bool = False) -> None:
         """As StreamingEmbeddingsDataset.load_state_dict."""
-        self.dataset.load_state_dict(state)
+        self.dataset.load_state_dict(state, accept_version=accept_version)
+
+    def refresh(self) -> bool:
+        """As StreamingEmbeddingsDataset.refresh."""
+        return self.dataset.refresh()

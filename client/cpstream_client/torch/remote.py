@@ -13,9 +13,11 @@ from ..client import Client, client_of
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import DTYPES, Dtype
+from ..epochs.position import Position
 from ..epochs.tally import Tally, clock
+from ..errors import CpstreamError, ForgottenError
 from ..transport.options import ClientOptions
-from .keeping import Cache, Kept, check_cache, keep, stats_of
+from .keeping import Cache, Kept, check_cache, keep, remove_kept, stats_of
 
 
 class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -46,6 +48,7 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
         self.split = split
         self.dtype: Dtype = dtype
         self._info: SplitInfo | None = None
+        self._position = Position()  # of which the fingerprint counts: workers see it
         self._filenames: list[str] | None = None
         self._whole: tuple[Tensor, Tensor] | None = None
         self.cache, self.device = cache, device
@@ -57,10 +60,42 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
 
     @property
     def info(self) -> SplitInfo:
-        """The split as the service held it at first use; from then on other data is refused."""
-        if self._info is None:
-            self._info = self._client.split(self.split)
+        """The split as the service held it at first use, or at the last refresh(); other data is refused."""
+        if self._info is None or (self._worker is not None and self._info.fingerprint != self._position.fingerprint):
+            self._let_go()  # in a worker that lives on, while the process of the loop has moved to another version
+            try:
+                info = self._client.split(self.split, fingerprint=self._position.fingerprint or None)
+            except ForgottenError:
+                self._forget()
+                raise
+            self._position.pin(info.fingerprint)
+            self._info = info
         return self._info
+
+    def refresh(self) -> bool:
+        """Move to the version that the service has now. Returns whether that is other data than before.
+
+        What is kept of the old version is freed; workers follow, persistent ones, too. Samplers have to be told of the new length.
+        Raises CpstreamError in a worker.
+        """
+        if get_worker_info() is not None:
+            raise CpstreamError("refresh() was called in a DataLoader worker; call it in the process of the loop, between epochs")
+        info, before = self._client.split(self.split), self._position.fingerprint
+        if info.fingerprint != before:
+            self._position.move(info.fingerprint)
+            self._let_go()
+            self._info = info
+        return before not in ("", info.fingerprint)
+
+    def _forget(self) -> None:
+        """Keep nothing of the version, on disk neither."""
+        self._let_go()
+        remove_kept(self.cache, self._position.fingerprint)
+
+    def _let_go(self) -> None:
+        """Keep nothing of the version in memory."""
+        self._kept = self._whole = self._filenames = None
+        self._unchecked = 0
 
     def __len__(self) -> int:
         return self.info.num_samples
@@ -103,13 +138,18 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
 
     def _take(self, indices: Indices) -> tuple[Tensor, Tensor]:
         then = clock()
-        taken = self._taken(indices)
+        try:
+            taken = self._taken(indices)
+        except ForgottenError:
+            self._forget()
+            raise
         if self._worker is None:  # else the loop does not wait for it
             self.tally.waited(clock() - then)
         return taken
 
     def _taken(self, indices: Indices) -> tuple[Tensor, Tensor]:
         if self._whole is not None:
+            self._check_now_and_then(len(indices))
             chosen = torch.from_numpy(indices)
             return self._whole[0][chosen], self._whole[1][chosen]
         cache = self._opened().cache
@@ -123,13 +163,17 @@ class RemoteEmbeddingsDataset(Dataset[tuple[Tensor, Tensor]]):
             cache.put(batch)
             self._asked(batch.num_rows, batch.nbytes)
             self._unchecked = 0
-        elif self._unchecked >= self.info.num_samples:  # an epoch of them
-            self._client.check_while_there(self.info)
-            self._unchecked = 0
-        self._unchecked += len(indices)
+        self._check_now_and_then(len(indices))
         batch = cache.gather(indices)
         self.tally.gathered(0, len(indices) - len(missing))
         return torch.as_tensor(batch.embeddings), torch.as_tensor(batch.cps)
+
+    def _check_now_and_then(self, count: int) -> None:
+        """Once in an epoch of samples that are kept here."""
+        if self._unchecked >= self.info.num_samples:
+            self._client.check_while_there(self.info)
+            self._unchecked = 0
+        self._unchecked += count
 
     def _asked(self, rows: int, nbytes: int) -> None:
         self.tally.missed(rows)

@@ -1,7 +1,7 @@
 """Where the iteration over a dataset stands: epochs are chosen or advanced, states taken and loaded."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ class Resumable:
         self.taker_ahead = ""  # who takes batches of a Loader before the loop asks for them
         self.has_sampler = ""  # that of a Loader made of it
         self.sampled_by = ""  # the sampler that chose the samples of the last iteration
+        self.sampling: Callable[[], Callable[[], bool] | None] | None = None  # whether the Loader with a sampler is in mid-epoch
         self._chosen = False  # by the caller, and not by a loader's own counting
 
     @property

@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
+from weakref import WeakMethod
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ class SampledLoader(Loader[Item]):
         self._sampler_state = SamplerState(draws.sampler)
         self._name = self.dataset.has_sampler = name_of(draws.sampler)
         self._run: Drawn | None = None
+        self.dataset.sampling = WeakMethod(self._is_under_way)
         self._resume: Mapping[str, Any] | None = None
         self._prefetcher = ""  # what takes a batch before the loop asks for it
         self._told = self._sampler_state.epoch  # what the sampler's own epoch was when we last looked
@@ -44,7 +46,7 @@ class SampledLoader(Loader[Item]):
     def epoch(self) -> int:
         """The epoch that the next iteration is of: that of set_epoch, here or of the sampler, or the one behind a complete pass."""
         if self._resume is not None:
-            return int(self._resume["epoch"])
+            return int(self._resume["epoch"]) + int(self._resume.get("is_left", False))
         told = self._sampler_state.epoch
         if told is not None and told != self._told:
             return told
@@ -61,12 +63,17 @@ class SampledLoader(Loader[Item]):
         is_next = epoch == self.epoch or (self._has_run and epoch == self._epoch + 1)
         if not is_next and not self._sampler_state.follows_epochs:
             warn_of_epoch(epoch, self._name)
-        if self._resume is not None and self._resume["epoch"] != epoch:
+        if self._resume is not None and self.epoch != epoch:
             self._resume = None
         self._announced = True
         if self._run is not None and (self._run.finished or self._run.epoch != epoch):
             self._run = None
         self._tell(epoch)
+
+    def _is_under_way(self) -> bool:
+        if self._run is None:
+            return self._resume is not None and bool(self._resume["batches"])
+        return self._run.delivered > 0 and not self._run.finished
 
     def _tell(self, epoch: int) -> None:
         self._epoch = epoch
@@ -214,12 +221,14 @@ class SampledLoader(Loader[Item]):
             state |= {"now": self._sampler_state.now(), "since": run.since, "waiting": [each.tolist() for each in run.waiting]}
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, accept_version: bool = False) -> None:
         """Go on where the state was taken: the next iteration begins there, those after it at an epoch's beginning.
 
         Raises StateMismatch when the state is of other data, another sampler or another number of ranks; and, when the iteration
-        begins, if the sampler does not draw again what the state counts.
+        begins, if the sampler does not draw again what the state counts. accept_version: as StreamingEmbeddingsDataset's; the epoch
+        that is left is drawn to its end, so that the sampler begins the next one as it would have. It must suit the new length.
         """
+        state = self._accepted(state) if accept_version else self.dataset.met(state)
         if "sampler" not in state:
             raise StateMismatch(
                 f"the state is of a loader without a sampler, and this one has {self._name}; load it into loader(dataset) as it was"
@@ -236,6 +245,15 @@ class SampledLoader(Loader[Item]):
         refuse_resuming(self._prefetcher if self._run is not None else "", self._name)
         self._resume, self._run = dict(state), None
 
+    def _accepted(self, state: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state where its version is there still; else that epoch left, and the next to be begun on the current version."""
+        fingerprint = self.dataset.accept(state)
+        if fingerprint == state["fingerprint"]:
+            return state
+        ahead = ("now", "since", "waiting")  # drawn of other data
+        kept = {name: value for name, value in state.items() if name not in ahead}
+        return {**kept, "fingerprint": fingerprint, "batches": 0, "digest": 0, "is_left": bool(state.get("batches"))}
+
     def _identity(self) -> dict[str, Any]:
         return {
             "fingerprint": self.dataset.info.fingerprint,
@@ -250,6 +268,8 @@ class SampledLoader(Loader[Item]):
         run = Drawn(state["epoch"], state["batches"], state["batches"], state["digest"])
         self._sampler_state.begin_at(state)
         self._draws.begin()
+        if state.get("is_left"):
+            return self._after(state["epoch"])
         if "now" in state:
             self._go_on(run, state)
         else:
@@ -259,11 +279,21 @@ class SampledLoader(Loader[Item]):
         if run.waiting or self._draws.has_failed:
             return run
         # The epoch was at its end, which only the sampler knew: the next one follows.
-        if run.delivered:
-            self._tell(run.epoch + 1)
+        return self._next_after(run.epoch if run.delivered else run.epoch - 1)
+
+    def _next_after(self, epoch: int) -> Drawn:
+        self._tell(epoch + 1)
         self._sampler_state.begin()
         self._draws.begin()
         return Drawn(self._epoch)
+
+    def _after(self, epoch: int) -> Drawn:
+        """The epoch behind one that was left, which is drawn to its end here, if it has one."""
+        info = self.dataset.info
+        for _ in range(len(self) + 1 if self._has_length else 0):  # a RandomSampler draws once more at its end
+            if self._draws.draw(info.num_samples, info.split) is None:
+                break
+        return self._next_after(epoch)
 
     def _draw_again(self, run: Drawn, batches: int, is_checked: bool) -> None:
         """What was delivered before. Raises StateMismatch where it is something else this time."""

@@ -2,7 +2,7 @@
 
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing.context import get_spawning_popen
 from typing import Any, Literal
@@ -11,6 +11,7 @@ import torch
 
 from ..contract.plan import Plan, Remainder, Shuffle
 from ..contract.wire import COLUMNS, DTYPES, BatchQuery, Column, Dtype, is_misspelt
+from ..errors import CpstreamError
 
 BATCH_SIZE = 256
 """Where none is given."""
@@ -33,6 +34,24 @@ class Share:
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         return 0, 1
+
+    def agreed(self, ask: Callable[[], str]) -> str:
+        """What ask() says, in all ranks what it says in rank 0, where the ranks are torch.distributed's: then all must call this.
+
+        Raises what ask raises, and CpstreamError in the other ranks.
+        """
+        ranks = _distributed_ranks()
+        if self._given is not None or ranks is None or ranks[1] == 1:
+            return ask()
+        said: list[str] = [""]
+        try:
+            if ranks[0] == 0:
+                said = [ask()]
+        finally:  # or the others would wait in vain
+            torch.distributed.broadcast_object_list(said, src=0)
+        if not said[0]:
+            raise CpstreamError("rank 0 could not ask the service for its current version; its error says why")
+        return said[0]
 
     def plan(self, num_samples: int, epoch: int, start: int) -> Plan:
         rank, world_size = self.ranks()

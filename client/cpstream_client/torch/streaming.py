@@ -12,7 +12,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..buffers import allocate_aligned
 from ..client import Client, client_of
-from ..contract.bodies import SplitInfo
 from ..contract.plan import Remainder
 from ..contract.wire import BatchQuery, Column, Dtype
 from ..epochs.chosen import Chosen
@@ -31,12 +30,12 @@ from .guard import (
     warn_of_repetition,
 )
 from .items import Item, StreamingOptions, Usual, cut
-from .keeping import Cache, Kept, check_cache, keep, order_of, refuse_in_workers, stats_of
-from .resumable import Resumable
+from .keeping import Cache, Kept, check_cache, keep, order_of, refuse_in_workers, remove_kept, stats_of
 from .share import share_of
+from .versioned import Versioned
 
 
-class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
+class StreamingEmbeddingsDataset(Versioned, IterableDataset[Item]):
     """Batches of a split, in the order that DistributedSampler and DataLoader would give them, ready for the model.
 
     Use it by `loader(dataset, ...)`, a DataLoader that frameworks leave as it is, that counts what the loop received and goes on to
@@ -124,16 +123,6 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self.tally = Tally()
         self._kept: Kept | None = None
         self._kept_in = 0  # the process
-        self._info: SplitInfo | None = None
-
-    @property
-    def info(self) -> SplitInfo:
-        """The split as the service held it at first use, by whichever worker; from then on other data is refused."""
-        if self._info is None:
-            info = self._client.split(self.split, fingerprint=self._position.fingerprint or None)
-            self._position.pin(info.fingerprint)
-            self._info = info
-        return self._info
 
     def __iter__(self) -> Iterator[Item]:
         self._check_caller(caller())
@@ -183,6 +172,7 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         """Every num_workers-th batch of the rank's, from that of this worker on."""
         if self.cache in ("memory", "device"):
             refuse_in_workers(self.cache)
+        self.follow()
         self._position.mark_read_by_worker()
         self.tally.in_worker(worker)
         epoch, start, skipped = self.epoch, self._position.start, 0
@@ -204,6 +194,10 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         self._position.count_pass()
 
     def _deliver(self, query: BatchQuery, run: Run, turn: int = 0, early: Early | None = None) -> Iterator[Item]:
+        with self.forgetting(self._position.fingerprint):
+            yield from self._items(query, run, turn, early)
+
+    def _items(self, query: BatchQuery, run: Run, turn: int, early: Early | None) -> Iterator[Item]:
         records = self._opened().records(query, query.rank + turn, early)
         # A Loader that counts takes the time itself: what a worker, or a copy to a device, waits for is not what the loop does.
         tally = None if run.counted_by_loader or get_worker_info() is not None else self.tally
@@ -245,6 +239,11 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
             )
         return self._epochs
 
+    def let_go(self, forgotten: str = "") -> None:
+        self._epochs = self._kept = None
+        if forgotten:
+            remove_kept(self.cache, forgotten)
+
     @property
     def has_batch_size(self) -> bool:
         """Whether batch_size was given, and is not the default."""
@@ -267,7 +266,8 @@ class StreamingEmbeddingsDataset(Resumable, IterableDataset[Item]):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**self.__dict__, "_run": None, "_prepared": None, "_epochs": None, "_early": None, "_kept": None}
+        fresh = dict.fromkeys(("_run", "_prepared", "_epochs", "_early", "_kept", "sampling"))
+        state = {**self.__dict__, **fresh}
         if get_spawning_popen() is None:
             return {**state, "_position": Position(*self._next(), self._position.fingerprint, self._position.announced)}
         self._check_caller(None)  # workers that are spawned do not see who iterates

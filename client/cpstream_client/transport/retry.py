@@ -9,6 +9,7 @@ from ..errors import (
     CpstreamError,
     DatasetChanged,
     ForeignReplyError,
+    ForgottenError,
     NotFoundError,
     TransportError,
     UnavailableError,
@@ -23,12 +24,15 @@ class Retry:
     timeout_s: give up after this long without a single batch (0: never retry). first_delay_s, max_delay_s: bounds of the waits,
     doubled from one to the next; a service's Retry-After is waited for in full, even beyond max_delay_s. contact_timeout_s: the
     same as timeout_s for a service that has never answered; raise it where trainers start before the service does.
+    changed_timeout_s: the same for data that a service does not hold: where replicas move to other data one after the other,
+    another one, or the same in a while, may.
     """
 
     timeout_s: float = 300.0
     first_delay_s: float = 0.1
     max_delay_s: float = 10.0
     contact_timeout_s: float = 10.0
+    changed_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -47,12 +51,12 @@ def is_retryable(error: CpstreamError) -> bool:
 
 
 def is_certain(error: CpstreamError) -> bool:
-    """Whether a refusal is of what was asked: these two depend on nothing but the URL, which the problem has echoed.
+    """Whether a refusal is of what was asked: these depend on nothing but the URL, which the problem has echoed.
 
     Others may come of a header or a body that was damaged on its way; the service cannot know, so such a refusal counts when it
     comes twice.
     """
-    return isinstance(error, NotFoundError | DatasetChanged)
+    return isinstance(error, NotFoundError | DatasetChanged | ForgottenError)
 
 
 @dataclass(slots=True)
@@ -69,6 +73,7 @@ class Patience:
     clock: Callable[[], float] = time.monotonic
     _failures: int = 0
     _first_failure_s: float = 0.0
+    _changed_s: float | None = None
     _refusal: str = ""
     _last: dict[str, CpstreamError] = field(default_factory=dict)
 
@@ -76,7 +81,7 @@ class Patience:
         """The budget is whole again."""
         if self._failures:
             self._failures = 0
-            self._refusal = ""
+            self._refusal, self._changed_s = "", None
             self._last.clear()
 
     def wait_s(self, error: CpstreamError, endpoint: str = "") -> float:
@@ -87,6 +92,8 @@ class Patience:
         self._failures += 1
         self._last[endpoint] = error
         # What has led to the service before will do so again: a name that is gone from DNS comes back with the service.
+        if isinstance(error, DatasetChanged):
+            return self._wait_for_the_data_s(error, endpoint, now)
         if not is_retryable(error) and not (isinstance(error, UnreachableError) and not self.is_contact):
             code = getattr(error, "code", type(error).__name__)
             if is_certain(error) or self._refusal == code or not self.retry.timeout_s:
@@ -102,6 +109,17 @@ class Patience:
         retry_after_s = getattr(error, "retry_after_s", None)
         wait = self.retry.delay_s(self._failures // self.num_endpoints, retry_after_s, random.random())  # noqa: S311
         return min(wait, left)
+
+    def _wait_for_the_data_s(self, error: DatasetChanged, endpoint: str, now: float) -> float:
+        """All endpoints are asked before it is final."""
+        self.is_contact = False  # there is a service
+        self._changed_s = now if self._changed_s is None else self._changed_s
+        left = min(self.retry.changed_timeout_s, self.retry.timeout_s) - (now - self._changed_s)
+        if left <= 0 and (self._failures >= self.num_endpoints or not self.retry.timeout_s):
+            raise self._at_the_end(error, endpoint, now - self._first_failure_s)
+        if self._failures % self.num_endpoints:
+            return 0.0
+        return min(self.retry.delay_s(self._failures // self.num_endpoints, None, random.random()), left)  # noqa: S311
 
     def _timeout_s(self, error: CpstreamError) -> float:
         if isinstance(error, UnavailableError):

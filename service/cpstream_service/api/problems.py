@@ -37,6 +37,8 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.RANGE_NOT_SATISFIABLE: "The Range header asks for bytes past the end of the file. Content-Range says how long it is.",
     ErrorCode.DATASET_CHANGED: "The data served is not the data that the fingerprint parameter pins. The members expected and "
     "actual hold both fingerprints. Batches of the new data would not continue the old epoch.",
+    ErrorCode.FORGOTTEN: "The data that the fingerprint parameter pins holds a recording that was to be forgotten, and is not "
+    "served. Asking again cannot help: begin the next epoch on the current data, and delete what is kept of this.",
     ErrorCode.UNAUTHORIZED: "This service wants a token: send the header `Authorization: Bearer <token>`.",
     ErrorCode.FORBIDDEN: "The token lacks the scope that this needs; or no token is set, and what changes something is taken "
     "from the service's own machine alone; or a web page of another site sent it. The detail says which.",
@@ -53,6 +55,8 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.STATISTICS_FAILED: "The process that computes the statistics of the splits failed as often as it is tried. The "
     "service's log says why, each time; when that is mended, restart the service.",
     ErrorCode.NOT_READY: "The data is still being loaded. Ask again after Retry-After seconds.",
+    ErrorCode.RELOADING: "The current data holds a recording that is to be forgotten, and the data without it is being loaded. Ask "
+    "again after Retry-After seconds.",
     ErrorCode.DRAINING: "The service has been told to stop and lets open streams finish. Ask another replica, or again after "
     "Retry-After seconds.",
     ErrorCode.INTERNAL: "A defect of the service or a failing disk. The service's log has the cause under the request_id.",

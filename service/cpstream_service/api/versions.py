@@ -6,11 +6,12 @@ long as that is held. A fingerprint is of one split, so that what did not change
     versions.open(version)          hold one more, for what pins it; versions.make_current(version.key) then has it answer the rest
     versions.drop(key)              hold it no more, from now on: what is being sent goes on, from arrays that stay mapped
     versions.split(name, pinned)    the split that a request is to be answered from
+    versions.forget(fingerprints)   these splits hold what is to be forgotten: none of them is served from now on
 
 All of it is called in the event loop, or before that runs.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from cpstream_client.contract.bodies import SplitInfo
 
 from ..batches.server import BatchServer
-from ..errors import DatasetChanged, NotReady, UnknownSplit
+from ..errors import DatasetChanged, Forgotten, NotReady, Reloading, UnknownSplit
 from ..settings import ServeSettings
 from ..snapshot.last_use import LastUse
 from ..snapshot.store import Snapshot, Split
@@ -70,6 +71,7 @@ class Versions:
     progress: Callable[[], str] = lambda: "the data is being loaded"
     _held: dict[str, Version] = field(default_factory=dict)
     _current: Version | None = None
+    _forgotten: set[str] = field(default_factory=set)
 
     @property
     def current(self) -> Version:
@@ -77,6 +79,14 @@ class Versions:
         if self._current is None:
             raise NotReady(f"{self.progress()}; ask again in a second")
         return self._current
+
+    @property
+    def whole(self) -> Version:
+        """The current version, of which all splits may be told. Raises as `current`, and Reloading."""
+        if self._forgotten:
+            for split in self.splits():
+                self._check_remembered(split)
+        return self.current
 
     @property
     def is_ready(self) -> bool:
@@ -106,6 +116,23 @@ class Versions:
         for key in list(self._held):
             self.drop(key)
 
+    def forget(self, fingerprints: Iterable[str]) -> set[str]:
+        """Serve no split that has one of these, whatever is opened later, until `restore`. Returns those that are new."""
+        new = set(fingerprints) - self._forgotten
+        self._forgotten |= new
+        return new
+
+    def restore(self, fingerprints: Iterable[str]) -> None:
+        """These hold nothing of what is to be forgotten: the list has become shorter."""
+        self._forgotten.difference_update(fingerprints)
+
+    def _check_remembered(self, split: Split) -> None:
+        if split.fingerprint in self._forgotten:
+            raise Reloading(
+                f"split {split.name!r} holds a recording that is to be forgotten, and the data without it is being loaded; "
+                "ask again in a second"
+            )
+
     def splits(self) -> Collection[Split]:
         """Those of the current version; none while there is none."""
         return () if self._current is None else self._current.snapshot.splits.values()
@@ -113,17 +140,22 @@ class Versions:
     def split(self, name: str, pinned: str | None = None) -> Split:
         """The split of this name, of the current version or of the one that has the fingerprint.
 
-        Raises NotReady, UnknownSplit, and DatasetChanged when no version that is held has the fingerprint.
+        Raises NotReady, UnknownSplit, and DatasetChanged when no version that is held has the fingerprint; Forgotten, and Reloading
+        where none is pinned, when the split holds what is to be forgotten.
         """
         return self.find(name, pinned)[1]
 
     def find(self, name: str, pinned: str | None = None) -> tuple[Version, Split]:
         """The same, with its version."""
+        if pinned in self._forgotten:
+            raise Forgotten(name, str(pinned))
         version = self.current
         split = version.snapshot.splits.get(name)
         if split is not None and (pinned is None or pinned == split.fingerprint):
             if pinned is not None:
                 version.last_use.note()
+            elif self._forgotten:
+                self._check_remembered(split)
             return version, split
         if pinned is not None:
             for version in reversed(self._held.values()):

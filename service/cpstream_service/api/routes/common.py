@@ -11,7 +11,13 @@ from ..description import problem_replies
 from ..parameters import Parameters, PinnedParameters
 from ..routing import Route
 
-COMMON = (ErrorCode.UNKNOWN_SPLIT, ErrorCode.DATASET_CHANGED, ErrorCode.INVALID_PARAMETER)
+COMMON = (
+    ErrorCode.UNKNOWN_SPLIT,
+    ErrorCode.DATASET_CHANGED,
+    ErrorCode.INVALID_PARAMETER,
+    ErrorCode.FORGOTTEN,
+    ErrorCode.RELOADING,
+)
 NoParameters = Annotated[Parameters, Query()]
 Pinned = Annotated[PinnedParameters, Query()]
 SplitName = Annotated[str, Path(description="Name of the split, as `GET /v1/splits` lists it.", examples=["train"])]

@@ -4,6 +4,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
+from cpstream_client.contract.wire import ErrorCode
 
 from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
@@ -23,12 +24,12 @@ router = v1_router()
     responses={
         200: {"model": bodies.SplitList, **named(*CACHED, *OF_JSON)},
         304: CURRENT | named(*CACHED),
-        **problem_replies(COMMON[2]),
+        **problem_replies(ErrorCode.INVALID_PARAMETER, ErrorCode.RELOADING),
     },
 )
 async def splits(request: Request, service: CurrentService, _: NoParameters) -> Response:
     """Every split's metadata, and the fingerprint of the whole dataset."""
-    current = service.versions.current
+    current = service.versions.whole
     fingerprint = current.snapshot.fingerprint
     return _metadata(request, fingerprint, bodies.SplitList(fingerprint=fingerprint, splits=tuple(current.infos.values())))
 

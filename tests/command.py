@@ -7,6 +7,7 @@ serve(folder, *arguments)      a service on a port that it chooses -> Service, o
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,7 +44,12 @@ class Service:
 
 @contextmanager
 def serve(
-    folder: Path, *arguments: str, source: Path = DEMO_DATA, before: Callable[[], object] | None = None, **env: str
+    folder: Path,
+    *arguments: str,
+    source: Path = DEMO_DATA,
+    before: Callable[[], object] | None = None,
+    verify: ssl.SSLContext | bool = True,
+    **env: str,
 ) -> Iterator[Service]:
     """Run `cpstream serve` with its files under `folder`, on a port that it chooses. before: what its process calls first."""
     log = folder / "log"
@@ -58,10 +64,10 @@ def serve(
         )
     try:
         poll(lambda: process.poll() is not None or "serving at" in log.read_text())
-        found = re.search(r"serving at (http://[\w.:]+)", log.read_text())
+        found = re.search(r"serving at (https?://[\w.:]+)", log.read_text())
         assert found, log.read_text()
         service = Service(process, found[1], log)
-        poll(lambda: answers(service.url))
+        poll(lambda: answers(service.url, verify))
         yield service
     finally:
         if process.poll() is None:
@@ -69,9 +75,9 @@ def serve(
         process.wait()
 
 
-def answers(url: str) -> bool:
+def answers(url: str, verify: ssl.SSLContext | bool = True) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
+        return httpx.get(f"{url}/readyz", verify=verify).status_code == 200
     except httpx.TransportError:
         return False
 

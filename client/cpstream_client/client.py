@@ -49,7 +49,9 @@ from .transport.options import (
     Proxy,
     Timeout,
     Verify,
+    given_cert,
     given_token,
+    given_verify,
     timeouts,
 )
 from .transport.pace import MAX_CONNECTIONS
@@ -69,9 +71,10 @@ class Client(Tables):
     httpx.Timeout; timeout_s is its older name. retry: how long to keep trying. max_connections: at most so many at once a stream of
     batches; it takes as many as the path needs, one in a local network.
 
-    As httpx.Client takes them: verify (the path of a CA's certificate, an ssl.SSLContext, or False; by default the system's CAs),
-    cert (a client certificate), proxy, auth, headers, event_hooks. HTTP_PROXY and .netrc are ignored. http: a function that makes
-    another httpx.Client, called once a process, or such a client itself, for this process alone.
+    As httpx.Client takes them: verify (the path of a CA's certificate, an ssl.SSLContext, or False; by default CPSTREAM_CA_BUNDLE,
+    or the system's CAs), cert (a client certificate; by default CPSTREAM_CLIENT_CERT and CPSTREAM_CLIENT_KEY), proxy, auth,
+    headers, event_hooks. HTTP_PROXY and .netrc are ignored. http: a function that makes another httpx.Client, called once a
+    process, or such a client itself, for this process alone.
 
     Every method raises TransportError when the service cannot be reached and ServiceError when it refuses.
     """
@@ -96,8 +99,8 @@ class Client(Tables):
         receive_s, connect_s = timeouts(timeout, timeout_s, http)
         options = HttpOptions(
             token=token or (given_token() if auth is None else None),
-            verify=verify,
-            cert=cert,
+            verify=given_verify(verify) if http is None else verify,
+            cert=given_cert(cert) if http is None else cert,
             proxy=proxy,
             auth=auth,
             headers=headers,

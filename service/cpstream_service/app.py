@@ -21,21 +21,28 @@ from .api.state import Service
 from .api.tracing import tracing
 from .api.versions import Version, Versions
 from .batches.server import BatchServer
+from .credentials import Credentials
+from .hangup import Hangup, on_hangup
 from .settings import ServeSettings
 from .snapshot.store import Snapshot
 from .statistics.jobs import Jobs
-from .tokens import tokens_of
 
 
 def create_app(
-    snapshot: Snapshot, settings: ServeSettings, *, stale_reason: str | None = None, load_s: float | None = None
+    snapshot: Snapshot,
+    settings: ServeSettings,
+    *,
+    stale_reason: str | None = None,
+    load_s: float | None = None,
+    credentials: Credentials | None = None,
+    hangup: Hangup | None = None,
 ) -> FastAPI:
     """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None; load_s: what
-    loading it took, for the metrics.
+    loading it took, for the metrics; credentials: those that TLS takes, too; hangup: as it was when the first process started.
     """
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
-    tokens = tokens_of(settings.token, settings.tokens_file)
+    access, hung_up = credentials or Credentials(settings), hangup or Hangup.at_start()
     # Not by include_router, whose routers match every request twice.
     routes = [
         route for resources in (batches, splits, rows, figures, downloads, client, health) for route in resources.router.routes
@@ -53,7 +60,7 @@ def create_app(
         metrics.held.versions = lambda: len(versions.held)
         jobs = Jobs(settings.roles)
         app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs)
-        with drain.on_signals():
+        with drain.on_signals(), on_hangup(hung_up, access.read_again):
             yield
         jobs.close()
         versions.close()
@@ -83,7 +90,13 @@ def create_app(
             Middleware(Observability, metrics=metrics, span=None if traced is None else traced.span),
             Middleware(Problems),  # whatever goes wrong within leaves as a problem
             # what is refused costs no routing, and the drain sees who is in
-            Middleware(Access, tokens=lambda: tokens, open_routes=open_routes, drain=drain),
+            Middleware(
+                Access,
+                tokens=lambda: access.tokens,
+                open_routes=open_routes,
+                drain=drain,
+                wants_certificate=settings.tls_client_ca_file is not None,
+            ),
         ],
     )
     install(app)

@@ -11,7 +11,7 @@ import math
 import resource
 import select
 import socket
-from asyncio import Transport
+from asyncio import Transport, sslproto
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -52,6 +52,7 @@ class Connection(HttpOnly):
     """uvicorn's protocol, which closes connections whose heads are too long (431) or take too long, or whose readers stopped."""
 
     _in_head = _is_refused = False
+    _has_certificate = False  # of the client's, that our CA has issued
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _stalls: StallWatch
@@ -65,6 +66,7 @@ class Connection(HttpOnly):
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._has_certificate = bool(transport.get_extra_info("peercert"))
         peer = self.client[0] if self.client else "?"
         self._stalls = StallWatch(transport, peer, self._stall_timeout_s)
         _limit_unsent(transport, UNSENT_BYTES)
@@ -167,6 +169,7 @@ class Connection(HttpOnly):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["state"][PACE] = self._pace
+        self.scope["state"]["has_certificate"] = self._has_certificate
         self._in_head = True
 
     def on_headers_complete(self) -> None:
@@ -229,6 +232,15 @@ def is_within(host: str, networks: Sequence[str]) -> bool:
     return any((getattr(address, "ipv4_mapped", None) or address) in ip_network(network) for network in networks)
 
 
+class _Alerting(sslproto.SSLProtocol):
+    """asyncio's own, which tells the other end why a handshake failed: it would only close, and a client take that for a fault."""
+
+    def _on_handshake_complete(self, error):  # type: ignore[no-untyped-def]
+        if error is not None:
+            self._process_outgoing()  # type: ignore[attr-defined] # OpenSSL has left an alert there
+        super()._on_handshake_complete(error)
+
+
 class EventLoop(asyncio.SelectorEventLoop):
     """asyncio's own loop, which stops to accept where it cannot, and says once a second why.
 
@@ -260,6 +272,11 @@ class EventLoop(asyncio.SelectorEventLoop):
                 self._left_waiting_s = math.inf
                 return
         self._left_waiting_s = self.time()
+
+    def _make_ssl_transport(self, *arguments, **named):  # type: ignore[no-untyped-def]
+        transport = super()._make_ssl_transport(*arguments, **named)  # type: ignore[misc]
+        transport._ssl_protocol.__class__ = _Alerting
+        return transport
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         error = context.get("exception")

@@ -10,17 +10,19 @@ import time
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 from fastapi import FastAPI
 
 from cpstream_client.files import writable_by_others
 
-from .api.drain import end_signals
+from .api.drain import END_SIGNALS
 from .api.metrics import MULTIPROCESS_DIR
 from .app import create_app
 from .connections import Connection, raise_open_files_limit
+from .credentials import Credentials, readable_by_others
+from .hangup import Hangup
 from .logs import logging_config, logging_to_stderr
 from .settings import DataSettings, ServeSettings
 from .snapshot.load import load
@@ -47,9 +49,11 @@ def serve(data: DataSettings, settings: ServeSettings) -> int:
 
 
 def _serve(data: DataSettings, settings: ServeSettings) -> int:
-    for number in end_signals():
+    for number in END_SIGNALS:
         # While loading, and once uvicorn has finished its replies (it raises the signal again), a signal is the wish to end.
         signal.signal(number, _exit)
+    hangup = Hangup.at_start()
+    signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if hangup.ends() else None)
     sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
     raise_open_files_limit()
     with sock:
@@ -64,43 +68,70 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
             if (told := writable_by_others(folder)) is not None:
                 logger.warning("%s: chmod go-w it, or choose another (--snapshot-dir)", told)
                 break
+        credentials = Credentials(settings)
+        for told in readable_by_others(settings):
+            logger.warning("%s", told)
         _describe(loaded.snapshot)
         listen(sock)
         _announce(sock, settings)
         if settings.workers == 1:
-            app = create_app(loaded.snapshot, settings, stale_reason=loaded.stale_reason, load_s=load_s)
-            uvicorn.Server(_config(partial(_same, app), settings)).run(sockets=[sock])
+            app = create_app(
+                loaded.snapshot,
+                settings,
+                stale_reason=loaded.stale_reason,
+                load_s=load_s,
+                credentials=credentials,
+                hangup=hangup,
+            )
+            uvicorn.Server(_config(partial(_same, app), settings, credentials)).run(sockets=[sock])
             return 0
-        return _serve_by_workers(partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason, load_s), settings, sock)
+        factory = partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason, load_s, credentials, hangup)
+        return _serve_by_workers(factory, settings, sock, credentials, hangup)
 
 
-def worker_app(directory: Path, settings: ServeSettings, stale_reason: str | None, load_s: float) -> FastAPI:
+def worker_app(
+    directory: Path, settings: ServeSettings, stale_reason: str | None, load_s: float, credentials: Credentials, hangup: Hangup
+) -> FastAPI:
     """The application of a worker process, over the snapshot that its supervisor has verified."""
-    return create_app(open_snapshot(directory, verify=False), settings, stale_reason=stale_reason, load_s=load_s)
+    snapshot = open_snapshot(directory, verify=False)
+    return create_app(snapshot, settings, stale_reason=stale_reason, load_s=load_s, credentials=credentials, hangup=hangup)
 
 
 def _same(app: FastAPI) -> FastAPI:
     return app
 
 
-def _serve_by_workers(factory: partial[FastAPI], settings: ServeSettings, sock: socket.socket) -> int:
+def _serve_by_workers(
+    factory: partial[FastAPI], settings: ServeSettings, sock: socket.socket, credentials: Credentials, hangup: Hangup
+) -> int:
     with tempfile.TemporaryDirectory(prefix="cpstream-metrics-") as metrics_dir:
         os.environ[MULTIPROCESS_DIR] = metrics_dir  # the workers inherit it
-        supervisor = Supervisor(_config(factory, settings), sockets=[sock])
+        supervisor = Supervisor(_config(factory, settings, credentials), [sock], hangup)
         supervisor.run()
     return CANNOT_START if supervisor.failed else 0
 
 
-def _config(factory: partial[FastAPI], settings: ServeSettings) -> uvicorn.Config:
-    return uvicorn.Config(
+class _Config(uvicorn.Config):
+    """uvicorn's, with a TLS context whose certificates may be read again. The app of the process has the same credentials."""
+
+    def __init__(self, make_app: partial[FastAPI], credentials: Credentials, **settings: Any) -> None:
+        super().__init__(make_app, **settings)
+        self._credentials = credentials
+
+    def load(self) -> None:
+        super().load()
+        self.ssl = self._credentials.context
+
+
+def _config(factory: partial[FastAPI], settings: ServeSettings, credentials: Credentials) -> uvicorn.Config:
+    return _Config(
         factory,
+        credentials,
         factory=True,
         workers=settings.workers,
         # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
         loop="cpstream_service.connections:EventLoop",
-        http=partial(  # type: ignore[arg-type] # a class is called, too
-            Connection, stall_timeout_s=settings.stall_timeout_s, trusted_proxies=settings.trusted_proxies
-        ),
+        http=partial(Connection, stall_timeout_s=settings.stall_timeout_s, trusted_proxies=settings.trusted_proxies),
         ws="none",
         backlog=BACKLOG,
         proxy_headers=False,  # app.py has them, where proxies are trusted; uvicorn would trust whoever is on this machine
@@ -169,7 +200,8 @@ def _announce(sock: socket.socket, settings: ServeSettings) -> None:
     shown = f"[{host}]" if ":" in host else host
     local = f" (from here: http://localhost:{port})" if host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
     workers = f" by {settings.workers} workers" if settings.workers > 1 else ""
-    logger.info("serving at http://%s:%d%s%s, documentation at /docs", shown, port, local, workers)
+    scheme = "http" if settings.tls_cert_file is None else "https"
+    logger.info("serving at %s://%s:%d%s%s, documentation at /docs", scheme, shown, port, local.replace("http", scheme), workers)
     if not settings.has_token:
         logger.info("no token is set: whoever reaches this port can read the data (--token, CPSTREAM_TOKEN)")
 

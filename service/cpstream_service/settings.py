@@ -17,6 +17,7 @@ from cpstream_client.contract.token import clean_token, read_token
 from cpstream_client.contract.wire import COLUMNS, is_misspelt
 
 from .setting_errors import ENV_PREFIX, SettingsError, in_our_words
+from .tls import server_context
 from .tokens import tokens_of
 
 TextCount = Literal["characters", "no-spaces", "letters"]
@@ -188,6 +189,12 @@ class ServeSettings:
     """TOML file of several tokens by name, each with its scopes (read, write, metrics, admin)."""
     roles: tuple[str, ...] = ()
     """ROLE=SPLIT: the split that statistics take for train, dev or test, where its name does not say so; may be given again."""
+    tls_cert_file: Path | None = None
+    """Certificate for TLS (PEM), its chain behind it, and its key unless that has a file of its own; no TLS by default."""
+    tls_key_file: Path | None = None
+    """Key of the certificate (PEM), where it is not in --tls-cert-file."""
+    tls_client_ca_file: Path | None = None
+    """CA certificates (PEM): clients must show a certificate that one of them has issued; health checks need none."""
     max_streams: Annotated[int, Field(ge=1)] = 256
     """Streams of batches and downloads at once per worker process; one more is answered 503 overloaded."""
     max_streams_per_client: Annotated[int, Field(ge=1)] = 192
@@ -261,6 +268,17 @@ class ServeSettings:
                 tokens_of(self.token, self.tokens_file)
             except ValueError as error:
                 raise ValueError(f"tokens_file {error} ({ENV_PREFIX}TOKENS_FILE)") from None
+        if self.tls_cert_file is not None:
+            try:
+                server_context(self.tls_cert_file, self.tls_key_file, self.tls_client_ca_file)
+            except ValueError as error:
+                raise ValueError(f"{error} ({ENV_PREFIX}TLS_CERT_FILE)") from None
+        for name in ("tls_key_file", "tls_client_ca_file"):
+            if getattr(self, name) is not None and self.tls_cert_file is None:
+                raise ValueError(
+                    f"{name} is {str(getattr(self, name))!r}, and there is no certificate; give it, too (--tls-cert-file, "
+                    f"{ENV_PREFIX}TLS_CERT_FILE)"
+                )
         return self
 
     @property

@@ -27,6 +27,7 @@ class StallWatch:
         self.peer = peer
         self._transport, self._timeout_s = transport, timeout_s
         self._seen, self._times = (0, 0, 0), 0
+        self._is_tls = transport.get_extra_info("sslcontext") is not None  # such a transport does not count what is encrypted
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(timeout_s / _LOOKS, self._look)
 
@@ -35,8 +36,8 @@ class StallWatch:
 
     def _look(self) -> None:
         left = self._transport.get_write_buffer_size()
-        seen = self.turns, left, _unacknowledged(self._transport) if left else 0
-        self._times = self._times + 1 if left and seen == self._seen else 0
+        seen = self.turns, left, _unacknowledged(self._transport) if left or self._is_tls else 0
+        self._times = self._times + 1 if any(seen[1:]) and seen == self._seen else 0
         self._seen = seen
         if self._times < _LOOKS:
             self._timer = self._loop.call_later(self._timeout_s / _LOOKS, self._look)

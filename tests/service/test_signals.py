@@ -64,9 +64,20 @@ def test_a_terminal_that_closes_and_ctrl_c_let_streams_finish(
 
 
 @WORKERS
-def test_sighup_ends_it_as_sigterm_does(tmp_path: Path, workers: int) -> None:
-    with serve(tmp_path, "--workers", str(workers)) as service:
-        assert service.stop(signal.SIGHUP) == 0
+def test_a_sighup_by_hand_ends_nothing(tmp_path: Path, workers: int) -> None:
+    """Whether it has a terminal, or has never had one, as those that systemd starts."""
+    terminal = Terminal()
+    for number, before in enumerate((terminal.take, os.setsid)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with serve(folder, "--workers", str(workers), before=before) as service:
+            processes = [service.process.pid, *workers_of(service)]
+            service.process.send_signal(signal.SIGHUP)
+            poll(lambda log=service.log: log.read_text().count("there is nothing to read again") == workers)
+            assert [service.process.pid, *workers_of(service)] == processes
+            assert httpx.get(f"{service.url}{BATCHES}").status_code == 200
+            assert service.stop() == 0
+    terminal.close()
 
 
 @WORKERS

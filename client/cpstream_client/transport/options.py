@@ -138,6 +138,19 @@ def given_token() -> str | None:
         raise ValueError(f"CPSTREAM_TOKEN_FILE {error}") from None
 
 
+def given_verify(verify: Verify) -> Verify:
+    """The same, or in place of True the CA certificates that CPSTREAM_CA_BUNDLE names: a file, or a folder as OpenSSL has them."""
+    return os.environ.get("CPSTREAM_CA_BUNDLE") or True if verify is True else verify
+
+
+def given_cert(cert: Cert | None) -> Cert | None:
+    """The same, or in place of None the files of CPSTREAM_CLIENT_CERT and, where the key is not in it, CPSTREAM_CLIENT_KEY."""
+    path, key = os.environ.get("CPSTREAM_CLIENT_CERT"), os.environ.get("CPSTREAM_CLIENT_KEY")
+    if cert is not None or not path:
+        return cert
+    return (path, key) if key else path
+
+
 def timeouts(timeout: Timeout | None, timeout_s: float | None, http: MakeHttp | None) -> tuple[float, float]:
     """Seconds to wait for a byte, and for a connection, of what a caller gave: a number, or httpx.Timeout's read and connect.
 

@@ -9,11 +9,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cpstream_client.contract.wire import API_PREFIX
 
-from ..errors import Draining, Unauthorized
+from ..errors import Draining, Forbidden, Unauthorized
 from ..tokens import Token, Tokens
 from .clients import client_of
 from .drain import Drain
-from .rights import ANYBODY, NOBODY, THIS_MACHINE, is_from_this_machine
+from .rights import ANYBODY, NOBODY
 from .routing import routed_path
 
 
@@ -21,12 +21,19 @@ class Access:
     """ASGI middleware before every route: what it refuses costs no parsing, and reads no body. Counts what the drain waits for.
 
     tokens: called for each request, for they may change. open_routes: what needs no token; all else is refused without one, also
-    what no route has.
+    what no route has. wants_certificate: whether a client must have shown a certificate; open routes need none.
     """
 
-    def __init__(self, app: ASGIApp, tokens: Callable[[], Tokens], open_routes: Sequence[BaseRoute], drain: Drain) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: Callable[[], Tokens],
+        open_routes: Sequence[BaseRoute],
+        drain: Drain,
+        wants_certificate: bool = False,
+    ) -> None:
         self.app, self.drain = app, drain
-        self._tokens, self._open_routes = tokens, open_routes
+        self._tokens, self._open_routes, self._wants_certificate = tokens, open_routes, wants_certificate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan, which is open all the time
@@ -46,20 +53,27 @@ class Access:
 
     def _token(self, scope: Scope) -> Token:
         tokens = self._tokens()
+        if self._wants_certificate and not scope["state"].get("has_certificate"):
+            if self._is_open(scope):
+                return NOBODY
+            raise Forbidden("this service wants a client certificate; show one (cert= in Python, --cert of curl)")
         if not tokens.tokens:
-            return THIS_MACHINE if is_from_this_machine(scope) else ANYBODY
+            return ANYBODY
         headers = Headers(scope=scope)
         given = _given(headers.get("authorization", ""))
         token = tokens.find(given) if given else None
         if token is not None:
             return token
-        if any(route.matches(scope)[0] is Match.FULL for route in self._open_routes):
+        if self._is_open(scope):
             return NOBODY
         # a browser asks its user for a password where it is offered Basic, and only then
         schemes = 'Bearer, Basic realm="cpstream", charset="UTF-8"' if "text/html" in headers.get("accept", "") else "Bearer"
         if not given:
             raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'", schemes)
         raise Unauthorized("the bearer token is wrong", schemes)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is Match.FULL for route in self._open_routes)
 
 
 def _given(authorization: str) -> bytes:

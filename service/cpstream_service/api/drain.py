@@ -13,16 +13,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 logger = logging.getLogger("cpstream.service")
 
 POLL_S = 0.05
 
 
-def end_signals() -> tuple[signal.Signals, ...]:
-    """What ends the service: SIGTERM, Ctrl-C, and a terminal that closes, unless nohup has it that this be ignored."""
-    hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
-    return (signal.SIGTERM, signal.SIGINT, *hangup)
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What ends the service; hangup.py makes a SIGTERM of a terminal that closes."""
 
 
 class Drain:
@@ -41,10 +40,10 @@ class Drain:
             yield
             return
         loop = asyncio.get_running_loop()
-        exits = {number: signal.getsignal(number) for number in end_signals()}
+        exits: dict[int, Any] = {number: signal.getsignal(number) for number in END_SIGNALS}
 
         def stop(number: int) -> None:
-            handler = exits[signal.SIGINT if number == signal.SIGINT else signal.SIGTERM]  # uvicorn has none for SIGHUP
+            handler = exits[number]
             if callable(handler):
                 handler(number, None)
 

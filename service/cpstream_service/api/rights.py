@@ -3,7 +3,7 @@
 A route says what it needs by `@needs("admin")` at its endpoint. What does not say so needs `read` for GET and HEAD, and `write`
 for everything else. Access, before the routes, finds out who asks, and leaves it in the request's state:
 
-    rights   the Token that counts: the header's; ANYBODY or THIS_MACHINE where none is set; NOBODY, at open routes alone
+    rights   the Token that counts: the header's; ANYBODY where none is set; NOBODY, at open routes alone
     token    its name, for logs and metrics, or None
 """
 
@@ -22,7 +22,7 @@ E = TypeVar("E", bound=Callable[..., object])
 CHANGING: frozenset[TokenScope] = frozenset({"write", "admin"})
 """What a page in somebody's browser must not do in their name."""
 ANYBODY = Token("", frozenset({"read", "metrics"}))
-THIS_MACHINE = Token("", frozenset(SCOPES))
+"""Its own machine may do all else, too."""
 NOBODY = Token("", frozenset())
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip", "via")
 
@@ -52,6 +52,9 @@ def check(scope: Scope, needed: TokenScope | None) -> None:
         if token is NOBODY:
             raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'")
         if token is ANYBODY:
+            if _is_from_this_machine(scope):
+                _check_origin(scope, is_open=True)
+                return
             raise Forbidden(
                 f"no token is set, so that only its own machine may do this ({needed}); ask from there without a proxy, or have "
                 "the service started with tokens (--tokens-file, CPSTREAM_TOKEN)"
@@ -59,10 +62,10 @@ def check(scope: Scope, needed: TokenScope | None) -> None:
         has = ", ".join(name for name in SCOPES if name in token.scopes)
         raise Forbidden(f"token {token.name} has the scopes {has}, and this needs {needed}; ask for one with it")
     if needed in CHANGING:
-        _check_origin(scope, is_open=token is THIS_MACHINE)
+        _check_origin(scope, is_open=False)
 
 
-def is_from_this_machine(scope: Scope) -> bool:
+def _is_from_this_machine(scope: Scope) -> bool:
     """Whether a program of this machine asks, as far as can be seen: no proxy on it says that it asks for another."""
     try:
         is_loopback = ip_address((scope.get("client") or ("",))[0]).is_loopback

@@ -2,24 +2,20 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cpstream_client import BatchQuery, Client, PlanStep, Retry, SplitInfo
+from cpstream_client import BatchQuery, PlanStep, SplitInfo
 from cpstream_client.contract.plan import Remainder, Shuffle
-from cpstream_client.contract.token import read_token
 
-from ..setting_errors import ENV_PREFIX, SettingsError
 from ..text import plain
 from .common import MAX_NAME, AsJson, console, others, table_of
+from .way import Way, client_of
 
 
-def info(
-    url: str = "http://localhost:8000", *, as_json: AsJson = False, token: str | None = None, token_file: Path | None = None
-) -> int:
+def info(url: str = "http://localhost:8000", *, as_json: AsJson = False, way: Way = None) -> int:
     """Print the splits of a running service.
 
     **Examples**
@@ -37,12 +33,8 @@ def info(
         Where the service is.
     as_json
         Print a JSON list instead, an object a split.
-    token
-        Bearer token, where the service has one.
-    token_file
-        File that holds the token and nothing else.
     """
-    with _client(url, token, token_file) as client:
+    with client_of(url, way) as client:
         splits = client.splits()
     if as_json:
         _print_json([split.model_dump(mode="json") for split in splits])
@@ -92,8 +84,7 @@ def plan(
     start: int = 0,
     fingerprint: str | None = None,
     as_json: AsJson = False,
-    token: str | None = None,
-    token_file: Path | None = None,
+    way: Way = None,
 ) -> int:
     """Print which samples every rank got, or will get, at one step of an epoch: the recordings behind a loss spike.
 
@@ -134,10 +125,6 @@ def plan(
         Of the data that the training had, as its state has it; other data is refused.
     as_json
         Print the service's JSON instead of a table.
-    token
-        Bearer token, where the service has one.
-    token_file
-        File that holds the token and nothing else.
     """
     query = BatchQuery(
         batch_size=batch_size,
@@ -150,26 +137,13 @@ def plan(
         start=start,
         fingerprint=fingerprint,
     )
-    with _client(url, token, token_file) as client:
+    with client_of(url, way) as client:
         audit = client.plan(split, step, query)
     if as_json:
         _print_json(audit.model_dump(mode="json"))
     else:
         print_plan(audit, console())
     return 0
-
-
-def _client(url: str, token: str | None, token_file: Path | None) -> Client:
-    """A client that says at once when it gets no answer: here, a person is waiting."""
-    if token is None and token_file is not None:
-        try:
-            token = read_token(token_file)
-        except ValueError as error:
-            raise SettingsError(f"token_file {error} (--token-file, {ENV_PREFIX}TOKEN_FILE)") from None
-    try:
-        return Client(url, token=token, retry=Retry(timeout_s=0, contact_timeout_s=0))
-    except ValueError as error:  # of the url or the token
-        raise SettingsError(str(error)) from None
 
 
 def _print_json(body: object) -> None:

@@ -118,7 +118,7 @@ def swarm(image: str, source: Path, folder: Path) -> Iterator[tuple[list[Engine]
         first.docker("swarm", "init", "--advertise-addr", first.address)
         token = first.docker("swarm", "join-token", "--quiet", "worker").strip()
         second.docker("swarm", "join", "--advertise-addr", second.address, "--token", token, f"{first.address}:2377")
-        variables = {"CPSTREAM_DATA": str(source), "IMAGE": image}
+        variables = {"DATA": str(source), "IMAGE": image}
         first.docker("stack", "deploy", "--resolve-image", "never", "--compose-file", str(STACK), "cpstream", **variables)
         urls = [f"http://{engine.address}:8000" for engine in engines]
         for url in urls:

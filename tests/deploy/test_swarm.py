@@ -85,8 +85,8 @@ def test_docker_takes_the_stack(files: list[str]) -> None:
         pytest.skip("this docker has no `stack config`")
     environment = {"PATH": os.environ["PATH"]}
     refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert "set CPSTREAM_DATA to the folder of the data" in refused.stderr
-    environment |= {"CPSTREAM_DATA": "/srv/embeddings", "PORT": "9000"}
+    assert "set DATA to the folder of the data" in refused.stderr
+    environment |= {"DATA": "/srv/embeddings", "PORT": "9000"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     read = yaml.safe_load(done.stdout)["services"]

@@ -35,7 +35,7 @@ def test_clients_are_told_apart() -> None:
     assert REPLICA["environment"]["CPSTREAM_TRUSTED_PROXIES"] == subnet["subnet"]
     assert COMPOSE["networks"]["replicas"]["internal"]
     members = {name for name, service in COMPOSE["services"].items() if "replicas" in service.get("networks", ())}
-    assert members == {"proxy", "replica"}
+    assert members == {"proxy", "replica", "prometheus"}
     assert "ports" not in REPLICA
 
 

@@ -15,7 +15,7 @@ from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
-from .api.routes import batches, client, downloads, figures, health, rows, splits
+from .api.routes import batches, client, downloads, figures, health, measure, rows, splits
 from .api.routing import Route
 from .api.state import Service
 from .api.tracing import tracing
@@ -45,7 +45,9 @@ def create_app(
     access, hung_up = credentials or Credentials(settings), hangup or Hangup.at_start()
     # Not by include_router, whose routers match every request twice.
     routes = [
-        route for resources in (batches, splits, rows, figures, downloads, client, health) for route in resources.router.routes
+        route
+        for resources in (batches, measure, splits, rows, figures, downloads, client, health)
+        for route in resources.router.routes
     ]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)

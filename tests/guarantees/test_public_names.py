@@ -26,11 +26,12 @@ CLIENT = """
 """
 TORCH = "Loader RemoteEmbeddingsDataset StreamingEmbeddingsDataset inverse_density_weights loader"
 DATASET = "BaseDataset RegressionEmbeddingsDataset"
-COMMANDS = "check info ingest plan prepare serve"
+COMMANDS = "check doctor info ingest plan prepare serve"
 PATHS = """
     /client /client/{name} /livez /metrics /problems/{code} /readyz /v1/splits /v1/splits/{split} /v1/splits/{split}/alignment
     /v1/splits/{split}/batches /v1/splits/{split}/cps.npy /v1/splits/{split}/data.parquet /v1/splits/{split}/embeddings.npy
-    /v1/splits/{split}/file_paths.json /v1/splits/{split}/neighbours /v1/splits/{split}/plan /v1/splits/{split}/projection
+    /v1/splits/{split}/file_paths.json /v1/splits/{split}/measure
+    /v1/splits/{split}/neighbours /v1/splits/{split}/plan /v1/splits/{split}/projection
     /v1/splits/{split}/rows /v1/splits/{split}/statistics /v1/splits/{split}/take
 """
 

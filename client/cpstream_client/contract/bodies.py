@@ -210,6 +210,27 @@ class PlanStep(Body, frozen=True):
     ranks: tuple[RankSamples, ...]
 
 
+class Measurement(Body, frozen=True):
+    """Body of GET /v1/splits/{split}/measure: how fast the service makes these batches when nobody has to take them."""
+
+    split: str
+    fingerprint: str
+    seconds: float = Field(gt=0, description="How long it took, in all.")
+    samples: Count
+    batches: Count = Field(description="Record batches.")
+    bytes: Count
+    gather_seconds: float = Field(ge=0, description="Of it, gathering, reading from the disk included.")
+    wait_seconds: float = Field(ge=0, description="Of it, waiting for turns, beside other requests.")
+    send_seconds: float = Field(ge=0, description="Of it, sending to a socket of the service's own machine.")
+    cpu_seconds: float = Field(ge=0, description="CPU that the worker took meanwhile, other requests included.")
+    cpus: float = Field(ge=0, description="CPUs that the service may use at once: its affinity, or the quota of its cgroup.")
+    throttled_seconds: float | None = Field(
+        description="For so long a CPU quota has stopped the service's processes meanwhile; null where there is no quota."
+    )
+    other_streams: Count = Field(description="Open in this worker meanwhile.")
+    in_memory: bool = Field(description="Whether all data of this version fits in the memory that the service may use.")
+
+
 # Health
 
 

@@ -50,11 +50,14 @@ class Tally:
         self._slot: Any = self._slots[0]
         self._flowing = threading.Lock()
         self._waits: list[float] = []
+        self._since: float | None = None
         self._clear()
 
     def _clear(self) -> None:
         self._histogram = np.zeros(_BUCKETS, np.int64)
         self._steps, self._total_s, self._most_s = 0, 0.0, 0.0
+        self._looped_s = 0.0  # in iterations that are over
+        self._since = None if self._since is None else clock()  # that is not over
 
     def reset(self) -> None:
         """Begin anew, workers included."""
@@ -86,15 +89,28 @@ class Tally:
     def timed(self, items: Iterable[T]) -> Iterator[T]:
         """The same items, each a step's batch."""
         iterator = iter(items)
-        while True:
-            asked = clock()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
-            self.waited(clock() - asked)
-            yield item
-            del item
+        self.begin_loop()
+        try:
+            while True:
+                asked = clock()
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+                self.waited(clock() - asked)
+                yield item
+                del item
+        finally:
+            self.end_loop()
+
+    def begin_loop(self) -> None:
+        """From here on the loop iterates: what it does not wait for is its own time."""
+        self._since = clock()
+
+    def end_loop(self) -> None:
+        if self._since is not None:
+            self._looped_s += clock() - self._since
+        self._since = None
 
     def met(self, depth: int, nbytes: int) -> None:
         """What had been fetched ahead when the loop asked: record batches, and their bytes."""
@@ -162,6 +178,8 @@ class Tally:
         self._fold()
         total: dict[str, Any] = {name: sum(getattr(slot, name) for slot in self._slots) for name in (*_SECONDS, *_COUNTS)}
         steps, samples = self._steps, total["hits"] + total["misses"]
+        looped_s = self._looped_s + (0.0 if self._since is None else clock() - self._since)
+        own_s = max(0.0, looped_s - self._total_s)
         return {
             "steps": steps,
             "exposed_ms": {
@@ -171,6 +189,7 @@ class Tally:
                 "p99": self._percentile_ms(0.99),
                 "max": self._most_s * 1e3,
             },
+            "loop_ms": {"total": own_s * 1e3, "mean": own_s * 1e3 / steps if steps else 0.0},
             "background_ms": {
                 "fetch": total["fetch_s"] * 1e3,
                 "verify": total["verify_s"] * 1e3,

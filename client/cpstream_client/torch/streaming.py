@@ -202,6 +202,8 @@ class StreamingEmbeddingsDataset(Versioned, IterableDataset[Item]):
         # A Loader that counts takes the time itself: what a worker, or a copy to a device, waits for is not what the loop does.
         tally = None if run.counted_by_loader or get_worker_info() is not None else self.tally
         begun, asked = run.delivered, clock()
+        if tally is not None:
+            tally.begin_loop()
         try:
             for record in records:
                 if tally is not None:
@@ -222,6 +224,7 @@ class StreamingEmbeddingsDataset(Versioned, IterableDataset[Item]):
         finally:
             if tally is not None:
                 tally.at_once(run.delivered - begun)
+                tally.end_loop()
             records.close()
 
     def _opened(self) -> Epochs:

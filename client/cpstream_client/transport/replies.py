@@ -64,7 +64,7 @@ class Reply:
 
     def read_json(self, kind: type[B]) -> B:
         """The body of a JSON reply. Raises CorruptedError when it is not whole, or answers something else than was asked."""
-        body = self._read()
+        body = self.read()
         self._verify(body)
         location = self._answer.headers.get(LOCATION_HEADER, "")
         if not (location and self._target.endswith(location)):
@@ -109,8 +109,8 @@ class Reply:
         except self._errors as error:
             raise failure(error, self.url) from error
 
-    def _read(self, most: int | None = None) -> bytes:
-        """The whole body, or its first bytes."""
+    def read(self, most: int | None = None) -> bytes:
+        """The whole body, or its first bytes. Raises TransportError where it ends too early."""
         parts = bytearray()
         piece = memoryview(bytearray(64 * 1024))
         while most is None or len(parts) < most:
@@ -136,7 +136,7 @@ class Reply:
 
     def _refusal(self, status: int, got: str, wanted: str) -> CpstreamError:
         """What another status or type means. A problem is believed only if it is whole and answers what was asked."""
-        body = self._read(_MAX_PROBLEM_BYTES)
+        body = self.read(_MAX_PROBLEM_BYTES)
         reason = _word(self._answer.reason)
         retry_after_s = _seconds(self._answer.headers.get("Retry-After"))
         if got == PROBLEM_JSON:

@@ -6,8 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from blake3 import blake3
-
 from ..errors import DataError, MissingFileError
 from ..sources.regular import open_regular
 from ..sources.rows import path_problem
@@ -27,6 +25,8 @@ class ForgetList:
 
     @classmethod
     def of(cls, paths: Iterable[str]) -> "ForgetList":
+        from blake3 import blake3  # here, for the command runs without it on a machine that has the client alone
+
         keys = frozenset(map(normalise_path, paths))
         return cls(keys, blake3("\n".join(sorted(keys)).encode()).hexdigest()[:_HEX_DIGITS] if keys else "")
 

@@ -86,6 +86,10 @@ class BatchServer:
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
+    def fits(self, split: Split) -> bool:
+        """Whether the data of the split's version fits in memory."""
+        return self._residency[split].fits
+
     async def order(self, plan: Plan) -> Indices:
         """The order of the plan's epoch. (n,) int64, cached: read it only."""
         return await self._orders.get(plan)

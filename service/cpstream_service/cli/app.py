@@ -24,6 +24,7 @@ from ..setting_errors import ENV_PREFIX, SettingsError, sentence
 from .ask import info, plan
 from .check import check
 from .common import FAILED, USAGE, commas, complain, failed
+from .doctor import doctor
 from .ingest import ingest
 from .prepare import prepare
 from .serve import serve
@@ -39,7 +40,7 @@ app = cyclopts.App(
     default_parameter=Parameter(negative_iterable=(), consume_multiple=(1, None)),
 )
 _CANNOT_PRINT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF})
-COMMANDS = (serve, check, prepare, ingest, info, plan)
+COMMANDS = (serve, check, prepare, ingest, info, plan, doctor)
 for command in COMMANDS:
     app.command(command)
 app.register_install_completion_command(help="Have the shell complete cpstream's commands and options, from its next start on.")

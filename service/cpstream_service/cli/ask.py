@@ -37,7 +37,7 @@ def info(url: str = "http://localhost:8000", *, as_json: AsJson = False, way: Wa
     with client_of(url, way) as client:
         splits = client.splits()
     if as_json:
-        _print_json([split.model_dump(mode="json") for split in splits])
+        print_json([split.model_dump(mode="json") for split in splits])
     else:
         print_splits(splits, console())
     return 0
@@ -140,11 +140,11 @@ def plan(
     with client_of(url, way) as client:
         audit = client.plan(split, step, query)
     if as_json:
-        _print_json(audit.model_dump(mode="json"))
+        print_json(audit.model_dump(mode="json"))
     else:
         print_plan(audit, console())
     return 0
 
 
-def _print_json(body: object) -> None:
+def print_json(body: object) -> None:
     print(json.dumps(body, indent=2, allow_nan=False))  # noqa: T201 - in ASCII, for every terminal and encoding

@@ -127,6 +127,20 @@ def test_near_duplicates_against_all_pairs(tmp_path: Path, dimension: int) -> No
     assert min(counts) > 100
 
 
+def test_near_duplicates_among_many_alike(tmp_path: Path) -> None:
+    """Few speakers: thousands of candidates agree in each band, and the likest of them are compared first."""
+    rng = np.random.default_rng(6)
+    speakers = 5 * rng.standard_normal((4, 64))
+    left, right = (speakers[rng.integers(0, 4, count)] + 0.6 * rng.standard_normal((count, 64)) for count in (8000, 2000))
+    right[:300] = left[1000:1300] + 0.05 * rng.standard_normal((300, 64))
+    arrays = {"a": (left, rng.uniform(5, 20, 8000)), "b": (right, rng.uniform(5, 20, 2000))}
+    found = figures(snapshot_of(tmp_path / "s", arrays))["b"].statistics
+    assert found.shared[0].near_duplicates is not None
+    assert 290 <= found.shared[0].near_duplicates.count <= 300
+    assert found.shared[0].near_duplicates.examples[0].other == "a/001000.wav"
+    assert any(note.startswith("near-duplicates in a are at least so many") for note in found.notes)
+
+
 def test_shift_is_scipys_and_numpys(made: dict[str, Figures], data: dict[str, Arrays]) -> None:
     for shift in made["test"].statistics.shift:
         (ours, cps), (theirs, other) = data["test"], data[shift.split]

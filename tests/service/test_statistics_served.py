@@ -106,7 +106,7 @@ def test_computed_when_first_asked_for_and_kept(copied: Snapshot, run_server: Ca
 def test_what_is_kept_and_not_whole_is_computed_anew(
     copied: Snapshot, run_server: Callable[..., Server], slow: Snapshot, damage: str
 ) -> None:
-    kept = copied.path / "statistics.json"
+    kept = copied.path / ".statistics"
     with httpx.Client(base_url=run_server(snapshot=copied).url) as http:
         body = asked(http).content
     whole = kept.read_bytes()
@@ -126,7 +126,7 @@ def test_what_is_kept_and_not_whole_is_computed_anew(
 
 def test_where_it_cannot_be_kept_it_is_in_memory(copied: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     """As in a read-only folder, into which root may write nevertheless: a folder stands where the file would be."""
-    (copied.path / "statistics.json").mkdir()
+    (copied.path / ".statistics").mkdir()
     with serving(create_app(copied, ServeSettings())) as url, httpx.Client(base_url=url) as http:
         assert asked(http).status_code == 200
         assert http.get("/v1/splits/dev/statistics").status_code == 200
@@ -148,7 +148,7 @@ def test_one_process_a_folder(slow: Snapshot) -> None:
 
 
 def test_a_process_that_dies_is_started_again_but_not_for_ever(slow: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
-    (slow.path / "statistics.json").unlink(missing_ok=True)
+    (slow.path / ".statistics").unlink(missing_ok=True)
     job = Jobs(())
     try:
         for _ in range(jobs.MAX_FAILURES):
@@ -176,17 +176,17 @@ def test_a_file_that_is_short_is_said(copied: Snapshot, caplog: pytest.LogCaptur
 
 
 def test_it_ends_with_the_service(slow: Snapshot) -> None:
-    (slow.path / "statistics.json").unlink(missing_ok=True)
+    (slow.path / ".statistics").unlink(missing_ok=True)
     with serving(create_app(slow, ServeSettings())) as url:
         assert httpx.get(url + URL).status_code == 202
         poll(children)
         (process,) = children()
     assert not is_there(process)
-    assert not (slow.path / "statistics.json").exists()
+    assert not (slow.path / ".statistics").exists()
 
 
 def test_it_ends_with_a_service_that_is_killed(slow: Snapshot) -> None:
-    (slow.path / "statistics.json").unlink(missing_ok=True)
+    (slow.path / ".statistics").unlink(missing_ok=True)
     code = (
         "import sys, time; from pathlib import Path; from cpstream_service.snapshot.store import open_snapshot\n"
         "from cpstream_service.statistics.jobs import Jobs\n"

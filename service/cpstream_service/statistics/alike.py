@@ -1,7 +1,6 @@
 """Samples that have a like: equal embeddings within a split or of two, and nearly equal ones of two."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,16 +10,17 @@ from cpstream_client.contract.figures import FoundPairs, Pair
 from ..align.drops import MAX_EXAMPLES
 from ..snapshot.store import Split
 from .distributions import Doubles
-from .hashes import Hashes, Signatures, bands, distances
-from .reading import Indices
+from .hashes import BANDS, Hashes, Signatures, codes, distances, keys
+from .reading import Indices, rows_at
 
 NEAR_COSINE = 0.999
 MOST_BITS = 16
 """In which the signatures of two rows at that cosine differ: 3.6 on average, and 16 in one pair of a million."""
-MOST_OF_BAND = 32
-"""Of the other split's rows that agree in a band so many are looked at."""
-MOST_COMPARED = 500_000
-"""Pairs of two splits whose embeddings are read; some 5 microseconds each."""
+REACH = 16
+"""Of the other split's rows that agree in a band so many are looked at on either side, those that agree in more bits first."""
+MOST_COMPARED = 50_000
+"""Pairs of two splits whose embeddings are read for one band, in each direction; some 5 microseconds each."""
+_AT_ONCE = 5_000
 _ROWS = 1024
 
 
@@ -54,70 +54,77 @@ def _equal_of(split: Split, hashes: Hashes, other: Split, other_hashes: Hashes) 
     return _found(split, other, rows[same], others[same])
 
 
-@dataclass
-class NearPairs:
-    """For samples of two splits a near one of the other, -1 where none was found. is_partial: not all candidates were compared."""
+@dataclass(frozen=True)
+class Near:
+    """For each row of a split a near one of the other, -1 where none was found, and their cosine. (N,)
 
-    left: Indices
-    right: Indices
-    left_cosines: Doubles = field(init=False)
-    right_cosines: Doubles = field(init=False)
-    is_partial: bool = False
+    is_partial: of some rows not all candidates were compared.
+    """
 
-    def __post_init__(self) -> None:
-        self.left_cosines, self.right_cosines = np.zeros(len(self.left)), np.zeros(len(self.right))
-
-    def note(self, rows: Indices, others: Indices, cosines: Doubles) -> None:
-        self.left[rows], self.left_cosines[rows] = others, cosines
-        self.right[others], self.right_cosines[others] = rows, cosines
+    others: Indices
+    cosines: Doubles
+    is_partial: bool
 
 
-def near_between(left: Split, left_signs: Signatures, right: Split, right_signs: Signatures, mean: Doubles) -> NearPairs:
-    """Samples of each split of which one of the other has, less `mean`, a cosine of NEAR_COSINE or more."""
-    found = NearPairs(np.full(len(left_signs), -1), np.full(len(right_signs), -1))
-    left_to_spend = MOST_COMPARED
-    for left_codes, right_codes in zip(bands(left_signs), bands(right_signs), strict=True):
-        for rows, others in _candidates(left_codes, right_codes, found):
-            is_open = (found.left[rows] < 0) | (found.right[others] < 0)
-            rows, others = rows[is_open], others[is_open]
-            close = distances(left_signs[rows], right_signs[others]) <= MOST_BITS
-            rows, others = rows[close], others[close]
-            if len(rows) > left_to_spend:
-                found.is_partial = True
-                rows, others = rows[:left_to_spend], others[:left_to_spend]
-            left_to_spend -= len(rows)
-            cosines = _cosines(left, rows, right, others, mean)
-            near = cosines >= NEAR_COSINE
-            found.note(rows[near], others[near], cosines[near])
-    return found
+def near_of(split: Split, signs: Signatures, other: Split, other_signs: Signatures, mean: Doubles) -> Near:
+    """Which samples have in the other split one of which the cosine, less `mean`, is NEAR_COSINE or more."""
+    others, cosines = np.full(len(signs), -1), np.zeros(len(signs))
+    is_crowded, is_cut = np.zeros(len(signs), bool), False
+    for band in range(BANDS):
+        rows, candidates = _candidates(np.flatnonzero(others < 0), signs, other_signs, band, is_crowded)
+        is_cut |= len(rows) > MOST_COMPARED
+        for low in range(0, min(len(rows), MOST_COMPARED), _AT_ONCE):
+            some, likes = rows[low : low + _AT_ONCE], candidates[low : low + _AT_ONCE]
+            is_open = others[some] < 0
+            some, likes = some[is_open], likes[is_open]
+            found = _cosines(split, some, other, likes, mean)
+            near = found >= NEAR_COSINE
+            others[some[near]], cosines[some[near]] = likes[near], found[near]
+    return Near(others, cosines, (is_cut or bool(is_crowded.any())) and bool((others < 0).any()))
 
 
-def _candidates(left: npt.NDArray[np.uint32], right: npt.NDArray[np.uint32], found: NearPairs) -> Iterator[tuple[Indices, Indices]]:
-    """Pairs whose codes agree: of each row of the left with one of the right at a time, then with the next."""
-    order = np.argsort(right, kind="stable")
-    ordered = right[order]
-    lows, highs = np.searchsorted(ordered, left, "left"), np.searchsorted(ordered, left, "right")
-    sizes = highs - lows
-    rows = np.flatnonzero(sizes)
-    for nth in range(MOST_OF_BAND):
-        rows = rows[sizes[rows] > nth]
-        if not len(rows):
-            return
-        yield rows, order[lows[rows] + nth]
-    found.is_partial |= bool((sizes[rows] > MOST_OF_BAND).any())
+def _candidates(
+    rows: Indices, signs: Signatures, other_signs: Signatures, band: int, is_crowded: npt.NDArray[np.bool_]
+) -> tuple[Indices, Indices]:
+    """These rows, and such of the other split as agree with them in a band and hardly differ in the rest, the most alike first.
+
+    Looks at REACH of the others on either side in the order of keys(), and notes in is_crowded where there are more.
+    """
+    order = np.argsort(keys(other_signs, band))
+    bands, other_bands = codes(signs, band), codes(other_signs, band)[order]
+    start = np.searchsorted(keys(other_signs, band)[order], keys(signs, band)[rows])
+    found: list[tuple[Indices, Indices, Indices]] = []
+    for step in (1, -1):
+        asking, at = rows, start if step > 0 else start - 1
+        for reach in range(REACH + 1):
+            inside = (at >= 0) & (at < len(order))
+            asking, at = asking[inside], at[inside]
+            agree = other_bands[at] == bands[asking]
+            asking, at = asking[agree], at[agree]
+            if reach == REACH:
+                is_crowded[asking] = True
+                break
+            candidates = order[at]
+            bits = distances(signs[asking], other_signs[candidates])
+            alike = bits <= MOST_BITS
+            found.append((asking[alike], candidates[alike], bits[alike]))
+            at = at + step
+    asked, candidates, bits = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    nearest = np.argsort(bits, kind="stable")
+    return asked[nearest], candidates[nearest]
 
 
-def near_pairs(split: Split, other: Split, near: Indices, cosines: Doubles) -> FoundPairs:
-    rows = np.flatnonzero(near >= 0)
-    return _found(split, other, rows, near[rows], cosines[rows])
+def near_pairs(split: Split, other: Split, near: Near) -> FoundPairs:
+    rows = np.flatnonzero(near.others >= 0)
+    return _found(split, other, rows, near.others[rows], near.cosines[rows])
 
 
 def _cosines(left: Split, rows: Indices, right: Split, others: Indices, mean: Doubles) -> Doubles:
     """Of the embeddings less the mean; 0 where one of them is the mean."""
     cosines = np.zeros(len(rows))
     for low in range(0, len(rows), _ROWS):
-        ours = left.embeddings[rows[low : low + _ROWS]] - mean
-        theirs = right.embeddings[others[low : low + _ROWS]] - mean
+        ours = rows_at(left, rows[low : low + _ROWS]) - mean
+        theirs = rows_at(right, others[low : low + _ROWS]) - mean
         lengths = np.sqrt(np.einsum("ij,ij->i", ours, ours) * np.einsum("ij,ij->i", theirs, theirs))
         products = np.einsum("ij,ij->i", ours, theirs)
         np.divide(products, lengths, out=cosines[low : low + _ROWS], where=lengths > 0)
@@ -129,7 +136,7 @@ def _equal(left: Split, rows: Indices, right: Split, others: Indices) -> npt.NDA
     same = np.empty(len(rows), bool)
     for low in range(0, len(rows), _ROWS):
         at = slice(low, low + _ROWS)
-        same[at] = (left.embeddings[rows[at]] == right.embeddings[others[at]]).all(axis=1)
+        same[at] = (rows_at(left, rows[at]) == rows_at(right, others[at])).all(axis=1)
     return same
 
 

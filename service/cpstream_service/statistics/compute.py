@@ -20,7 +20,7 @@ from cpstream_client.contract.figures import (
 )
 
 from ..snapshot.store import Snapshot, Split
-from .alike import equal_between, near_between, near_pairs
+from .alike import equal_between, near_of, near_pairs
 from .baseline import Fits, choose, fits, judge
 from .distributions import Doubles, rate_figures
 from .hashes import Signer
@@ -151,17 +151,17 @@ def _means(parts: Mapping[str, _Part]) -> dict[int, Doubles]:
 def _share(part: _Part, other: _Part, mean: Doubles) -> None:
     """What two splits share, noted for both."""
     ours, theirs = part.split, other.split
-    same, near, is_partial = (FoundPairs(count=0), FoundPairs(count=0)), None, False
+    same, near, is_partial = (FoundPairs(count=0), FoundPairs(count=0)), None, (False, False)
     if len(part.found.sums) == len(other.found.sums):
         same = equal_between(ours, part.found.hashes, theirs, other.found.hashes)
         near = None
         if part.found.signatures.shape[1]:
-            pairs = near_between(ours, part.found.signatures, theirs, other.found.signatures, mean)
-            near = (
-                near_pairs(ours, theirs, pairs.left, pairs.left_cosines),
-                near_pairs(theirs, ours, pairs.right, pairs.right_cosines),
+            found = (
+                near_of(ours, part.found.signatures, theirs, other.found.signatures, mean),
+                near_of(theirs, other.found.signatures, ours, part.found.signatures, mean),
             )
-            is_partial = pairs.is_partial
+            near = near_pairs(ours, theirs, found[0]), near_pairs(theirs, ours, found[1])
+            is_partial = found[0].is_partial, found[1].is_partial
     else:
         near = same
     for at, (one, two) in enumerate([(part, other), (other, part)]):
@@ -173,7 +173,7 @@ def _share(part: _Part, other: _Part, mean: Doubles) -> None:
         )
         if near is None:
             one.notes.append(f"near-duplicates in {two.split.name} were not looked for: the splits have over {MAX_SIGNED} samples")
-        elif is_partial:
+        elif is_partial[at]:
             one.notes.append(
                 f"near-duplicates in {two.split.name} are at least so many: too many candidates to compare all of them"
             )

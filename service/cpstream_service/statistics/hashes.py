@@ -50,13 +50,18 @@ class Signer:
         return np.packbits(scaled @ self._planes > 0, axis=1)
 
 
-def bands(signatures: Signatures) -> list[npt.NDArray[np.uint32]]:
-    """The bits of each band as a number. (N, 32) uint8 -> BANDS x (N,) uint32."""
-    found = []
-    for band in range(BANDS):
-        first, second, third = signatures[:, BAND_BYTES * band : BAND_BYTES * (band + 1)].astype(np.uint32).T
-        found.append(first << np.uint32(16) | second << np.uint32(8) | third)
-    return found
+def keys(signatures: Signatures, band: int) -> npt.NDArray[np.bytes_]:
+    """The signatures as bytes, from a band on and around: sorted, rows that agree in the band lie together, and those that agree in
+    more bits next to each other. (N, 32) uint8 -> (N,) of 32 bytes.
+    """
+    return np.ascontiguousarray(np.roll(signatures, -BAND_BYTES * band, axis=1)).view(f"S{signatures.shape[1]}")[:, 0]
+
+
+def codes(signatures: Signatures, band: int) -> npt.NDArray[np.uint32]:
+    """The bits of a band as a number. (N, 32) uint8 -> (N,)."""
+    some = np.zeros((len(signatures), 4), np.uint8)
+    some[:, :BAND_BYTES] = signatures[:, BAND_BYTES * band : BAND_BYTES * (band + 1)]
+    return some.view(np.uint32)[:, 0]
 
 
 if hasattr(np, "bitwise_count"):

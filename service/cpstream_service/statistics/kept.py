@@ -1,6 +1,6 @@
 """The figures of a snapshot as they are kept beside it, for all workers, restarts and replicas that share the folder.
 
-    <snapshot_dir>/<key>/statistics.json          hash, and the figures of all splits with what they are of
+    <snapshot_dir>/<key>/.statistics              a line of hash, a line of JSON that says what lies where, and the texts to send
     <snapshot_dir>/<key>/.statistics.progress     the share that is done, while they are computed
 
 Whoever computes holds a lock on the folder itself, which read-only ones have, too.
@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from .compute import Figures
 
 FORMAT = 1
 """Of the file and of how the figures are computed: others are computed anew."""
-_FILE, _PROGRESS = "statistics.json", ".statistics.progress"
+_FILE, _PROGRESS = ".statistics", ".statistics.progress"  # no split's folder begins with a dot
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,9 +46,16 @@ class Texts:
 
 
 def packed(snapshot: Snapshot, roles: tuple[str, ...], figures: Mapping[str, Figures]) -> bytes:
-    """The content of the file."""
-    splits = {name: each.model_dump(mode="json", exclude_none=False) for name, each in figures.items()}
-    body = json.dumps(_identity(snapshot, roles) | {"splits": splits}, ensure_ascii=False, allow_nan=False).encode()
+    """The content of the file: texts as they are sent, so that whoever serves them need not read and write them again."""
+    texts: list[bytes] = []
+    places: dict[str, list[tuple[int, str]]] = {}
+    for name, each in figures.items():
+        bodies = each.statistics.model_dump_json(indent=2), each.projection.model_dump_json()
+        made = [f"{body}\n".encode() for body in bodies]
+        places[name] = [(len(text), blake3(text).hexdigest()[:HEX_DIGITS]) for text in made]
+        texts += made
+    header = json.dumps(_identity(snapshot, roles) | {"splits": places}).encode()
+    body = b"\n".join([header, b"".join(texts)])
     return blake3(body).hexdigest().encode() + b"\n" + body
 
 
@@ -56,28 +64,26 @@ def unpacked(content: bytes, snapshot: Snapshot, roles: tuple[str, ...]) -> dict
     digest, _, body = content.partition(b"\n")
     if digest != blake3(body).hexdigest().encode():
         return None
-    found = json.loads(body)
-    splits = found.pop("splits")
+    header, _, texts = body.partition(b"\n")
+    found = json.loads(header)
+    places: dict[str, list[tuple[int, str]]] = found.pop("splits")
     if found != _identity(snapshot, roles):
         return None
-    return {
-        name: Texts(_text(each["statistics"], indent=2), _text(each["projection"], separators=(",", ":")))
-        for name, each in splits.items()
-    }
+    ends = accumulate(length for place in places.values() for length, _ in place)
+    made = [
+        Text(texts[end - length : end], digest)
+        for end, (length, digest) in zip(ends, chain.from_iterable(places.values()), strict=True)
+    ]
+    return {name: Texts(*made[at : at + 2]) for at, name in zip(range(0, len(made), 2), places, strict=True)}
 
 
 def _identity(snapshot: Snapshot, roles: tuple[str, ...]) -> dict[str, Any]:
     return {"format": FORMAT, "fingerprint": snapshot.fingerprint, "roles": sorted(roles)}
 
 
-def _text(content: object, **layout: Any) -> Text:
-    body = json.dumps(content, ensure_ascii=False, **layout).encode() + b"\n"
-    return Text(body, blake3(body).hexdigest()[:HEX_DIGITS])
-
-
 def keep(folder: Path, content: bytes) -> None:
     """Put the file in its place whole. Raises OSError."""
-    writing = folder / f".{_FILE}"  # of one process at a time
+    writing = folder / f"{_FILE}.writing"  # of one process at a time
     try:
         with open(writing, "wb", opener=no_follow) as file:
             file.write(content)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..snapshot.store import Split
 from .distributions import Doubles
 from .hashes import Hashes, Signer, hash_rows
-from .reading import pieces, spread_out
+from .reading import pieces, rows_at, spread_out
 
 MAX_GRAM_DIMENSION = 3072
 """Of a larger embedding the D x D matrices would take more memory than this may: 75 MB each, four of them for eigenvectors."""
@@ -65,7 +65,7 @@ class Moments:
 
 def centre_of(splits: list[Split]) -> Doubles:
     """About the mean of all splits. (D,)"""
-    taken = [split.embeddings[spread_out(len(split.cps), _CENTRE_ROWS)].mean(axis=0, dtype=np.float64) for split in splits]
+    taken = [rows_at(split, spread_out(len(split.cps), _CENTRE_ROWS)).mean(axis=0, dtype=np.float64) for split in splits]
     centre: Doubles = np.mean(taken, axis=0)
     return centre
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from ..snapshot.store import Split
 from .distributions import Doubles
-from .reading import Indices, spread_out
+from .reading import Indices, rows_at, spread_out
 
 MAX_POINTS = 5000
 _MAX_NUMBERS, _MAX_ORDER = 1 << 24, 3072
@@ -20,7 +20,7 @@ def projected(split: Split) -> tuple[Indices, Doubles, tuple[float, float] | Non
     dimension = split.embeddings.shape[1]
     most = min(MAX_POINTS, max(_MAX_NUMBERS // dimension, 2))
     indices = spread_out(len(split.cps), most if dimension <= _MAX_ORDER else min(most, _MAX_ORDER))
-    rows = split.embeddings[indices].astype(np.float64)
+    rows = rows_at(split, indices).astype(np.float64)
     rows -= rows.mean(axis=0)
     total = float(np.einsum("ij,ij->", rows, rows))
     points = np.zeros((len(rows), 2))

@@ -1,5 +1,6 @@
 """The embeddings of a split, read a piece at a time: not through the map, whose pages would count as memory of this process."""
 
+import mmap
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ from ..snapshot.store import EMBEDDINGS, Split
 from ..sources.rows import rows_per_chunk
 
 PIECE_BYTES = 8 << 20
+_FAULTS = 1024
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -30,6 +32,17 @@ def pieces(split: Split) -> Iterator[tuple[int, Floats]]:
                     raise OSError(f"{EMBEDDINGS} of split {split.name!r} ends before its last row; restart the service")
                 view = view[got:]
             yield low, piece
+
+
+def rows_at(split: Split, indices: Indices) -> Floats:
+    """The embeddings of these samples (B, D), through the map, of which nothing stays in memory: each fault brings 64 KB."""
+    rows = np.empty((len(indices), split.embeddings.shape[1]), np.float32)
+    mapped, embeddings = getattr(split.embeddings, "_mmap", None), np.asarray(split.embeddings)
+    for low in range(0, len(indices), _FAULTS):
+        rows[low : low + _FAULTS] = embeddings[indices[low : low + _FAULTS]]
+        if mapped is not None:
+            mapped.madvise(mmap.MADV_DONTNEED)
+    return rows
 
 
 def spread_out(count: int, most: int) -> Indices:

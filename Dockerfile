@@ -49,10 +49,12 @@ WORKDIR /data
 VOLUME /var/lib/cpstream
 EXPOSE 8000
 
-# http.client, because urllib would go through a proxy named in the environment.
+# http.client, because urllib would go through a proxy named in the environment. A certificate is for the name that clients use, not for this.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=10m --retries=3 CMD ["python", "-ISc", "\
-import http.client, os, sys; \
-service = http.client.HTTPConnection('127.0.0.1', int(os.environ['CPSTREAM_PORT']), timeout=2); \
+import http.client as http, os, ssl, sys; \
+tls = {'context': ssl._create_unverified_context()} if os.environ.get('CPSTREAM_TLS_CERT_FILE') else {}; \
+kind = http.HTTPSConnection if tls else http.HTTPConnection; \
+service = kind('127.0.0.1', int(os.environ['CPSTREAM_PORT']), timeout=2, **tls); \
 service.request('HEAD', '/readyz'); \
 sys.exit(service.getresponse().status != 200)"]
 

@@ -33,6 +33,7 @@ FULL: dict[str, Any] = {
     "source": {"volume": {"persistentVolumeClaim": {"claimName": "embeddings", "readOnly": True}}},
     "snapshot": {"create": True, "storageClass": "nfs"},
     "tokens": {"existingSecret": "tokens"},
+    "tls": {"existingSecret": "certificate", "clientCa": True},
     "trustedProxies": "10.0.0.0/8",
     "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["data.example.org"]},
     "autoscaling": {"enabled": True},
@@ -145,7 +146,7 @@ def test_ports_lead_to_where_the_image_listens(resources: dict[str, dict[str, An
         assert rule["timeouts"] == {"request": "0s"}
     if "ServiceMonitor" in resources:
         (endpoint,) = resources["ServiceMonitor"]["spec"]["endpoints"]
-        assert (endpoint["port"], endpoint["path"]) == (service_port["name"], "/metrics")
+        assert (endpoint["port"], endpoint["path"], endpoint["scheme"]) == (service_port["name"], "/metrics", "https")
 
 
 def test_variables_are_settings_given_once(resources: dict[str, dict[str, Any]]) -> None:
@@ -167,7 +168,11 @@ def test_values_reach_the_service(tmp_path: Path) -> None:
         assert found["CPSTREAM_TOKENS_FILE"] == "/run/secrets/cpstream/tokens.toml"
         assert mounts["/run/secrets/cpstream"]["readOnly"]
         assert container["image"] == f"registry.example.org/cpstream@sha256:{'0' * 64}"
+        files = {name: found[f"CPSTREAM_TLS_{name}_FILE"] for name in ("CERT", "KEY", "CLIENT_CA")}
+        assert files == {name: f"/run/secrets/tls/{key}" for name, key in zip(files, ("tls.crt", "tls.key", "ca.crt"), strict=True)}
+        assert mounts["/run/secrets/tls"]["readOnly"]
     volumes = {volume["name"]: volume for volume in pod_of(resources)["volumes"]}
+    assert volumes["tls"]["secret"]["secretName"] == "certificate"
     assert volumes["tokens"]["secret"]["secretName"] == "tokens"
     assert volumes["snapshots"]["persistentVolumeClaim"]["claimName"] == resources["PersistentVolumeClaim"]["metadata"]["name"]
     keda = pod_of(rendered(KEDA, tmp_path))
@@ -176,7 +181,10 @@ def test_values_reach_the_service(tmp_path: Path) -> None:
 
 def test_probes_ask_what_the_service_answers(resources: dict[str, dict[str, Any]], server: Server) -> None:
     (container,) = pod_of(resources)["containers"]
-    paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    encrypted = "CPSTREAM_TLS_CERT_FILE" in variables_of(container)
+    assert {probe["scheme"] for probe in probes.values()} == {"HTTPS" if encrypted else "HTTP"}
+    paths = {name: probe["path"] for name, probe in probes.items()}
     assert paths == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
     for path in paths.values():
         assert httpx.get(server.url + path).status_code == 200

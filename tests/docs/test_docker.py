@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import yaml
+from command import serve
 from conftest import Server, poll, serving
 
 from cpstream_service.app import create_app
@@ -75,9 +78,9 @@ def test_only_its_readers_reach_chroma() -> None:
 
 
 class TestHealthCheck:
-    def check(self, url: str) -> int:
+    def check(self, url: str, **variables: str) -> int:
         _, *arguments = exec_form("HEALTHCHECK")
-        environment = {"CPSTREAM_PORT": url.rpartition(":")[2], "http_proxy": "http://127.0.0.1:1"}
+        environment = {"CPSTREAM_PORT": url.rpartition(":")[2], "http_proxy": "http://127.0.0.1:1"} | variables
         return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, timeout=30).returncode
 
     def test_ready(self, server: Server) -> None:
@@ -88,6 +91,16 @@ class TestHealthCheck:
         with serving(app) as url:
             app.state.service.drain.draining = True
             assert self.check(url) != 0
+
+    def test_over_tls(self, tmp_path: Path) -> None:
+        authority, pem = trustme.CA(), tmp_path / "server.pem"
+        authority.issue_cert("data.example.org").private_key_and_cert_chain_pem.write_to_path(str(pem))
+        pem.chmod(0o600)
+        unverified = ssl.create_default_context()
+        unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
+        with serve(tmp_path, "--tls-cert-file", str(pem), verify=unverified) as service:
+            assert self.check(service.url, CPSTREAM_TLS_CERT_FILE=str(pem)) == 0
+            assert self.check(service.url) != 0
 
     def test_nothing_listens(self) -> None:
         assert self.check("http://127.0.0.1:1") != 0

@@ -40,6 +40,13 @@ env:
   {{- if .Values.tokens.existingSecret }}
   - {name: CPSTREAM_TOKENS_FILE, value: {{ printf "/run/secrets/cpstream/%s" .Values.tokens.key | quote }}}
   {{- end }}
+  {{- if .Values.tls.existingSecret }}
+  - {name: CPSTREAM_TLS_CERT_FILE, value: /run/secrets/tls/tls.crt}
+  - {name: CPSTREAM_TLS_KEY_FILE, value: /run/secrets/tls/tls.key}
+  {{- if .Values.tls.clientCa }}
+  - {name: CPSTREAM_TLS_CLIENT_CA_FILE, value: /run/secrets/tls/ca.crt}
+  {{- end }}
+  {{- end }}
   {{- range $name, $value := .Values.environment }}
   - {name: {{ $name }}, value: {{ $value | toString | quote }}}
   {{- end }}
@@ -52,4 +59,11 @@ volumeMounts:
   {{- if .Values.tokens.existingSecret }}
   - {name: tokens, mountPath: /run/secrets/cpstream, readOnly: true}
   {{- end }}
+  {{- if .Values.tls.existingSecret }}
+  - {name: tls, mountPath: /run/secrets/tls, readOnly: true}
+  {{- end }}
+{{- end }}
+
+{{- define "cpstream.probe" -}}
+httpGet: {path: {{ .path }}, port: http, scheme: {{ if .Values.tls.existingSecret }}HTTPS{{ else }}HTTP{{ end }}}
 {{- end }}

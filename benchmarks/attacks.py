@@ -18,7 +18,7 @@ from statistics import median
 from .bench import Bench, Measurement
 from .data import make_data
 from .findings import Finding, Series, Skipped, at_least, at_most, ratio
-from .processes import ROOT, ChildFailed, end, environment, first_line, helper
+from .processes import ChildFailed, ask, first_line, helper, talking
 from .servers.attacker import ATTACKS
 from .service import Service, serving
 
@@ -61,7 +61,7 @@ def measure(bench: Bench) -> Iterator[Finding]:
                 continue
             for path in snapshots.glob("*/*/embeddings.float16.*"):
                 path.unlink()
-            with serving(source, snapshots, open_files=open_files) as service, Trainer(service) as trainer:
+            with serving(source, snapshots, open_files=open_files) as service, training(service) as trainer:
                 trainer.speed(0.2)  # warm
                 for name in names:
                     bench.progress(f"round {number} of {rounds}, {name}")
@@ -109,37 +109,23 @@ def _findings(name: str, found: Rounds) -> Iterator[Finding]:
 class Trainer:
     """A process that streams epochs, batch 256, as often as it is asked to."""
 
-    def __init__(self, service: Service) -> None:
-        command = [sys.executable, "benchmarks/trainer.py", service.url]
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,
-        )
-        self._epoch = 0
-
-    def __enter__(self) -> "Trainer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        end(self._process)
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process, self._epoch = process, 0
 
     def speed(self, seconds: float) -> float:
         """Samples a second of whole epochs, for so long."""
         samples = took = 0.0
         while took < seconds:
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps({"kind": "stream", "batch_size": BATCH, "epoch": self._epoch}) + "\n")
-            self._process.stdin.flush()
-            reply = json.loads(first_line(self._process))
+            reply = ask(self._process, {"kind": "stream", "batch_size": BATCH, "epoch": self._epoch})
             self._epoch += 1
             samples, took = samples + reply["samples"], took + reply["seconds"]
         return samples / took
+
+
+@contextmanager
+def training(service: Service) -> Iterator[Trainer]:
+    with talking([sys.executable, "benchmarks/trainer.py", service.url]) as process:
+        yield Trainer(process)
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """Two network namespaces and a long line between them: the service at one end, a trainer at the other."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,7 +11,7 @@ from shutil import which
 from typing import Any
 
 from .findings import Skipped
-from .processes import ROOT, answer, end, environment, first_line, helper, running, wait_for
+from .processes import answer, ask, first_line, helper, running, wait_for
 from .service import listening_at
 
 DATA, TRAINER = f"cpstream-data-{os.getpid()}", f"cpstream-trainer-{os.getpid()}"
@@ -39,10 +38,7 @@ class FarTrainer:
         self._process = process
 
     def ask(self, **wish: Any) -> Any:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(wish) + "\n")
-        self._process.stdin.flush()
-        return json.loads(first_line(self._process, timeout_s=600))
+        return ask(self._process, wish, timeout_s=600)
 
 
 @contextmanager
@@ -63,14 +59,13 @@ def far(line: Line, source: Path, snapshots: Path, log: Path) -> Iterator[FarTra
             answer(["ip", "-n", name, "addr", "add", f"{address}/30", "dev", interface])
             answer(["ip", "-n", name, "link", "set", interface, "mtu", "1500", "txqueuelen", "10000", "up"])
             answer(["ip", "-n", name, "link", "set", "lo", "up"])
-        raw = stack.enter_context(_within(DATA, [sys.executable, "-m", "benchmarks.servers.raw_tcp", DATA_ADDRESS]))
+        raw = stack.enter_context(helper("servers.raw_tcp", DATA_ADDRESS, namespace=DATA))
         raw_port = first_line(raw)
         command = ["ip", "netns", "exec", DATA, sys.executable, "-m", "cpstream_service", "serve", "--host", DATA_ADDRESS]
         command += ["--port", "0", "--source-path", str(source), "--snapshot-dir", str(snapshots)]
         service = stack.enter_context(running(command, log))
         url = wait_for(lambda: listening_at(log), service, log)
-        command = [sys.executable, "-m", "benchmarks.servers.far_trainer", DATA_ADDRESS, raw_port, url]
-        trainer = stack.enter_context(_within(TRAINER, command))
+        trainer = stack.enter_context(helper("servers.far_trainer", DATA_ADDRESS, raw_port, url, namespace=TRAINER))
         first_line(trainer)
         yield FarTrainer(trainer)
 
@@ -85,25 +80,3 @@ def check() -> None:
     if made.returncode:
         raise Skipped(f"no network namespace can be made: {made.stderr.strip()}")
     subprocess.run(["ip", "netns", "del", DATA], check=False, capture_output=True)
-
-
-@contextmanager
-def _within(namespace: str, command: list[str]) -> Iterator["subprocess.Popen[str]"]:
-    """Run a helper in a namespace; it is told and says lines."""
-    process = subprocess.Popen(
-        ["ip", "netns", "exec", namespace, *command],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        end(process)
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()

@@ -1,5 +1,6 @@
 """Child processes that always end: when their block does, however that comes."""
 
+import json
 import os
 import select
 import signal
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 120.0
@@ -40,13 +41,16 @@ def running(
 
 
 @contextmanager
-def helper(module: str, *arguments: str, cgroup: Path | None = None) -> Iterator["subprocess.Popen[str]"]:
-    """Run a module of this package; its answers are lines on its stdout."""
+def talking(
+    command: Sequence[str], *, env: Mapping[str, str] | None = None, cgroup: Path | None = None, namespace: str = ""
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a command that is told lines on its stdin and says lines on its stdout. namespace: of the network where it shall live."""
+    command = within(cgroup, [*(("ip", "netns", "exec", namespace) if namespace else ()), *command])
     process = subprocess.Popen(
-        within(cgroup, [sys.executable, "-m", f"benchmarks.{module}", *arguments]),
+        command,
         cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.DEVNULL,
+        env=environment(env),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -56,8 +60,25 @@ def helper(module: str, *arguments: str, cgroup: Path | None = None) -> Iterator
         yield process
     finally:
         end(process)
-        if process.stdout is not None:
-            process.stdout.close()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+
+
+@contextmanager
+def helper(module: str, *arguments: str, cgroup: Path | None = None, namespace: str = "") -> Iterator["subprocess.Popen[str]"]:
+    """Run a module of this package; its answers are lines on its stdout."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
+    with talking(command, cgroup=cgroup, namespace=namespace) as process:
+        yield process
+
+
+def ask(process: "subprocess.Popen[str]", wish: Mapping[str, Any], timeout_s: float = START_TIMEOUT_S) -> Any:
+    """Tell it a line of JSON; its answer, which is one. Raises ChildFailed."""
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(wish) + "\n")
+    process.stdin.flush()
+    return json.loads(first_line(process, timeout_s))
 
 
 def first_line(process: "subprocess.Popen[str]", timeout_s: float = START_TIMEOUT_S) -> str:

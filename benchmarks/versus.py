@@ -5,7 +5,6 @@ begins. A figure of this tree is sound where it lies within the spread of the ot
 """
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from .data import SPLIT, make_data
 from .memory import settled
-from .processes import ROOT, answer, end, environment, first_line
+from .processes import ROOT, answer, ask, end, environment
 from .raw_stream import RawStream
 from .service import Service, serving
 from .startup import UNPICKLE
@@ -50,11 +49,8 @@ class Commit:
 
     def ask(self, kind: str, batch_size: int, epoch: int) -> dict[str, float]:
         """An epoch of the trainer, with the CPU that its service took for it."""
-        assert self.trainer.stdin is not None
         before = _cpu_s(self.service.pid)
-        self.trainer.stdin.write(json.dumps({"kind": kind, "batch_size": batch_size, "epoch": epoch}) + "\n")
-        self.trainer.stdin.flush()
-        reply: dict[str, float] = json.loads(first_line(self.trainer))
+        reply: dict[str, float] = ask(self.trainer, {"kind": kind, "batch_size": batch_size, "epoch": epoch})
         return {**reply, "service_cpu_s": _cpu_s(self.service.pid) - before}
 
     def script(self, code: str, *arguments: str) -> float:

@@ -147,6 +147,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.FORBIDDEN.code: UnauthorizedError,
     ErrorCode.BODY_TIMEOUT.code: UnavailableError,
     ErrorCode.TOO_MANY_STREAMS.code: UnavailableError,
+    ErrorCode.TOO_MANY_BYTES.code: UnavailableError,
     ErrorCode.OVERLOADED.code: UnavailableError,
     ErrorCode.STORAGE_FAILED.code: UnavailableError,
     ErrorCode.STATISTICS_FAILED.code: UnavailableError,

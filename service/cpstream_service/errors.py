@@ -158,6 +158,12 @@ class TooManyStreams(RequestError):
     code = ErrorCode.TOO_MANY_STREAMS
 
 
+class TooManyBytes(RequestError):
+    """A token is being sent as many bytes a second as it may."""
+
+    code = ErrorCode.TOO_MANY_BYTES
+
+
 class StorageFailed(RequestError):
     """What the reply is made from cannot be written to the service's disk. The log says why, the reply does not."""
 

@@ -4,6 +4,9 @@
     token = "..."                    or token = ["new", "old"] for the time of a change
     scopes = ["read"]                of read, write, metrics, admin; read when not given
 
+    max_streams = 32                 of its streams at once, and bytes a second of its replies; as the service's own when not given
+    max_bytes_per_s = 100_000_000
+
     [prometheus]
     sha256 = "..."                   instead of the token: its hash, which lets nobody in
     scopes = ["metrics"]
@@ -30,7 +33,9 @@ MAX_FILE_BYTES = 1024**2
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _LINE = re.compile(r"\(at line (\d+)")
-_MEMBERS = ("token", "sha256", "scopes")
+_MEMBERS = ("token", "sha256", "scopes", "max_streams", "max_bytes_per_s")
+LEAST_BYTES_PER_S = 1_000_000
+"""With less a chunk, of 2 MB, would take as long as clients wait for a byte."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class Token:
     name: str
     scopes: frozenset[TokenScope]
     digests: tuple[bytes, ...] = field(default=(), repr=False)
+    max_streams: int | None = None
+    max_bytes_per_s: int | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +137,15 @@ def _token_of(name: str, table: object) -> Token:
     for member in table:
         if member not in _MEMBERS:
             raise ValueError(f"has a member that is none of {', '.join(_MEMBERS)}; take it out")
-    return Token(name, _scopes_of(table.get("scopes", ["read"])), _digests_of(table))
+    scopes, digests = _scopes_of(table.get("scopes", ["read"])), _digests_of(table)
+    return Token(name, scopes, digests, _limit_of(table, "max_streams", 1), _limit_of(table, "max_bytes_per_s", LEAST_BYTES_PER_S))
+
+
+def _limit_of(table: Mapping[str, Any], member: str, least: int) -> int | None:
+    limit = table.get(member)
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= least):
+        return limit
+    raise ValueError(f"has a {member} that is no whole number, {least} or more")
 
 
 def _scopes_of(given: Any) -> frozenset[TokenScope]:

@@ -201,6 +201,7 @@ class ErrorCode(Enum):
     PAYLOAD_TOO_LARGE = ("payload-too-large", 413, "The request or its reply is too large")
     BODY_TIMEOUT = ("body-timeout", 408, "The request's body did not arrive in time")
     TOO_MANY_STREAMS = ("too-many-streams", 429, "One client has too many streams")
+    TOO_MANY_BYTES = ("too-many-bytes", 429, "A token is being sent as much as it may")
     OVERLOADED = ("overloaded", 503, "Too many requests at once")
     STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")
     STATISTICS_FAILED = ("statistics-failed", 500, "The statistics cannot be computed")

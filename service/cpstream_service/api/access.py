@@ -1,6 +1,8 @@
 """Who asks, and when: the token of a request, and the refusal of new work while the service drains."""
 
+import asyncio
 from base64 import b64decode
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers
@@ -11,6 +13,7 @@ from cpstream_client.contract.wire import API_PREFIX
 
 from ..errors import Draining, Forbidden, Unauthorized
 from ..tokens import Token, Tokens
+from .allowance import Allowance
 from .clients import client_of
 from .drain import Drain
 from .rights import ANYBODY, NOBODY
@@ -34,6 +37,7 @@ class Access:
     ) -> None:
         self.app, self.drain = app, drain
         self._tokens, self._open_routes, self._wants_certificate = tokens, open_routes, wants_certificate
+        self._allowances: defaultdict[str, Allowance] = defaultdict(Allowance)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan, which is open all the time
@@ -44,9 +48,14 @@ class Access:
         try:
             token = self._token(scope)
             name = token.name or None
-            scope["state"].update(rights=token, token=name, client=client_of(scope, name))
-            if self.drain.draining and (path == API_PREFIX or path.startswith(API_PREFIX + "/")):
+            scope["state"].update(rights=token, token=name, client=client_of(scope, name), max_streams=token.max_streams)
+            is_of_the_api = path == API_PREFIX or path.startswith(API_PREFIX + "/")
+            if is_of_the_api and self.drain.draining:
                 raise Draining("the service is shutting down; ask another replica, or again when it is back")
+            if is_of_the_api and token.max_bytes_per_s is not None:
+                allowance = self._allowances[token.name]
+                allowance.check(token, asyncio.get_running_loop().time())
+                send = allowance.paced(send, token.max_bytes_per_s)
             await self.app(scope, receive, send)
         finally:
             self.drain.open_requests -= 1

@@ -26,7 +26,7 @@ class ArrowStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = scope["state"]["client"]
-        with self._server.stream(client):
+        with self._server.stream(client, scope["state"]["max_streams"]):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.body", "body": b""})

@@ -47,7 +47,7 @@ class CsvReply(StreamingResponse):
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._server.stream(scope["state"]["client"]):
+        with self._server.stream(scope["state"]["client"], scope["state"]["max_streams"]):
             if scope["method"] == "HEAD":
                 await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
                 await send({"type": "http.response.body", "body": b""})

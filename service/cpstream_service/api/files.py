@@ -160,7 +160,7 @@ class _Download(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.body_iterator = self._pieces(Outlet(self._server, scope, send))
-        with self._server.stream(scope["state"]["client"]):
+        with self._server.stream(scope["state"]["client"], scope["state"]["max_streams"]):
             await super().__call__(scope, receive, send)
 
     async def _pieces(self, outlet: Outlet) -> AsyncIterator[bytes]:

@@ -46,8 +46,11 @@ MEANINGS: dict[ErrorCode, str] = {
     ErrorCode.PAYLOAD_TOO_LARGE: "The request's body, or the reply to it, exceeds a limit of this service. The detail says which, "
     "and how to ask for less at a time.",
     ErrorCode.BODY_TIMEOUT: "The request's body stopped arriving, or arrived too slowly. Send it again, or less at a time.",
-    ErrorCode.TOO_MANY_STREAMS: "As many batch streams of one client (one address) are open as the service allows. Ask again after "
-    "Retry-After seconds, or over fewer connections. Behind a proxy all clients count as one, unless the service trusts the proxy.",
+    ErrorCode.TOO_MANY_STREAMS: "As many batch streams of one client (one token or address) are open as the service allows. Ask "
+    "again after Retry-After seconds, or over fewer connections. Behind a proxy all clients count as one, unless they have tokens "
+    "of their own, or the service trusts the proxy.",
+    ErrorCode.TOO_MANY_BYTES: "The replies to this token take all of the bytes a second that it may be sent. Ask again after "
+    "Retry-After seconds, or ask for a token that may have more.",
     ErrorCode.OVERLOADED: "As many batch streams are open, or bytes of request bodies held, as this service allows. Ask again "
     "after Retry-After seconds, or ask another replica.",
     ErrorCode.STORAGE_FAILED: "The disk beside the snapshot has no room for what the reply is made from, such as the float16 copy. "
@@ -85,7 +88,7 @@ class ProblemReply(ReadableJson):
             code, detail, headers, extra = error.code, error.detail, error.headers, error.extra
         headers = {"Cache-Control": "no-store", **headers}
         if code.status in (429, 503):
-            headers["Retry-After"] = str(RETRY_AFTER_S)
+            headers.setdefault("Retry-After", str(RETRY_AFTER_S))
         problem = Problem(
             type=problem_type(code),
             title=code.title,

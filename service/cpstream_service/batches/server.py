@@ -189,13 +189,16 @@ class BatchServer:
         return embeddings
 
     @contextmanager
-    def stream(self, client: str) -> Iterator[None]:
-        """Within, one stream more is open, of batches or of a file, of this client's. Raises TooManyStreams, Overloaded."""
+    def stream(self, client: str, most: int | None = None) -> Iterator[None]:
+        """Within, one stream more is open, of batches or of a file, of this client's.
+
+        most: that this client may have, where it has a limit of its own. Raises TooManyStreams, Overloaded.
+        """
         of_client = self._streams_of.get(client, 0)
-        if of_client >= self._settings.max_streams_per_client:
+        if of_client >= (self._settings.max_streams_per_client if most is None else most):
+            whose = "one client may have (--max-streams-per-client)" if most is None else "it may have (max_streams)"
             raise TooManyStreams(
-                f"{of_client} streams of {client} are open, as many as one client may have (--max-streams-per-client); "
-                "close some, or ask again in a second"
+                f"{of_client} streams of {client} are open, as many as {whose}; close some, or ask again in a second"
             )
         if self.open_streams >= self._settings.max_streams:
             raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")

@@ -33,6 +33,7 @@ _BATCH_ERRORS = (
     *_EPOCH_ERRORS,
     ErrorCode.NOT_ACCEPTABLE,
     ErrorCode.TOO_MANY_STREAMS,
+    ErrorCode.TOO_MANY_BYTES,
     ErrorCode.OVERLOADED,
     ErrorCode.STORAGE_FAILED,
     ErrorCode.DRAINING,

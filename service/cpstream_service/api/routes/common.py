@@ -28,5 +28,7 @@ def v1_router() -> APIRouter:
     return APIRouter(
         prefix=wire.API_PREFIX,
         route_class=Route,
-        responses=problem_replies(ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.DRAINING, ErrorCode.INTERNAL),
+        responses=problem_replies(
+            ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.TOO_MANY_BYTES, ErrorCode.DRAINING, ErrorCode.INTERNAL
+        ),
     )

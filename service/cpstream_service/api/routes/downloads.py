@@ -16,7 +16,7 @@ from .common import COMMON, Pinned, SplitName, v1_router
 
 _OF_FILES = (*CACHED, "Accept-Ranges", "Content-Disposition")
 
-_OF_STREAMS = (ErrorCode.RANGE_NOT_SATISFIABLE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.OVERLOADED)
+_OF_STREAMS = (ErrorCode.RANGE_NOT_SATISFIABLE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.TOO_MANY_BYTES, ErrorCode.OVERLOADED)
 
 router = v1_router()
 

@@ -32,7 +32,9 @@ router = v1_router()
     responses={
         200: {"model": bodies.Rows, "content": {wire.CSV: {}}, **named(*CACHED, *OF_JSON, "Content-Disposition")},
         304: CURRENT | named(*CACHED),
-        **problem_replies(*COMMON, ErrorCode.INDEX_OUT_OF_RANGE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.OVERLOADED),
+        **problem_replies(
+            *COMMON, ErrorCode.INDEX_OUT_OF_RANGE, ErrorCode.TOO_MANY_STREAMS, ErrorCode.TOO_MANY_BYTES, ErrorCode.OVERLOADED
+        ),
     },
 )
 async def rows(

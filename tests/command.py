@@ -53,7 +53,9 @@ def serve(
 ) -> Iterator[Service]:
     """Run `cpstream serve` with its files under `folder`, on a port that it chooses. before: what its process calls first."""
     log = folder / "log"
-    options = ["--source-path", str(source), "--snapshot-dir", str(folder / "snapshots"), "--host", "127.0.0.1", "--port", "0"]
+    options = ["--source-path", str(source), "--host", "127.0.0.1", "--port", "0"]
+    if "--snapshot-dir" not in arguments:
+        options += ["--snapshot-dir", str(folder / "snapshots")]
     (folder / "tmp").mkdir(exist_ok=True)
     with log.open("wb") as stderr:
         process = subprocess.Popen(

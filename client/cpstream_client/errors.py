@@ -133,6 +133,7 @@ class UnmatchedError(CpstreamError):
 
 
 _BY_CODE: dict[str, type[ServiceError]] = {
+    ErrorCode.NOT_CONFIGURED.code: InvalidRequestError,
     ErrorCode.UNKNOWN_SPLIT.code: NotFoundError,
     ErrorCode.NOT_FOUND.code: NotFoundError,
     ErrorCode.METHOD_NOT_ALLOWED.code: InvalidRequestError,

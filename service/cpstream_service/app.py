@@ -1,8 +1,8 @@
 """The application: create_app(snapshot, settings) puts routes, middleware and state together. Nothing happens at import."""
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, nullcontext
 from importlib import metadata
 
 from fastapi import FastAPI
@@ -11,11 +11,13 @@ from starlette.middleware import Middleware
 from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
+from .api.follow import Follower
 from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
 from .api.routes import batches, client, downloads, figures, health, measure, rows, splits
+from .api.routes import versions as versions_routes
 from .api.routing import Route
 from .api.state import Service
 from .api.tracing import tracing
@@ -24,31 +26,31 @@ from .batches.server import BatchServer
 from .credentials import Credentials
 from .hangup import Hangup, on_hangup
 from .settings import ServeSettings
-from .snapshot.store import Snapshot
+from .snapshot.store import Snapshot, Split
 from .statistics.jobs import Jobs
+from .versions.control import Control
 
 
 def create_app(
-    snapshot: Snapshot,
+    snapshot: Snapshot | None,
     settings: ServeSettings,
     *,
     stale_reason: str | None = None,
-    load_s: float | None = None,
+    control: Control | None = None,
     credentials: Credentials | None = None,
     hangup: Hangup | None = None,
 ) -> FastAPI:
-    """An ASGI application that serves the snapshot. stale_reason: why it may be older than its source, or None; load_s: what
-    loading it took, for the metrics; credentials: those that TLS takes, too; hangup: as it was when the first process started.
+    """An ASGI application that serves the snapshot; or, with None and the control folder of a keeper, what that tells it to.
+
+    stale_reason: why the snapshot may be older than its source, or None; credentials: those that TLS takes, too; hangup: as it was
+    when the first process started.
     """
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
     access, hung_up = credentials or Credentials(settings), hangup or Hangup.at_start()
     # Not by include_router, whose routers match every request twice.
-    routes = [
-        route
-        for resources in (batches, measure, splits, rows, figures, downloads, client, health)
-        for route in resources.router.routes
-    ]
+    resources = (batches, measure, splits, versions_routes, rows, figures, downloads, client, health)
+    routes = [route for each in resources for route in each.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)
 
@@ -56,14 +58,17 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batch_server = BatchServer(settings)
         versions = Versions(batch_server, stale_reason)
-        versions.open(Version.of(snapshot, settings))
-        versions.make_current(snapshot.path.name)
-        metrics.held.splits, metrics.held.load_s = versions.splits, lambda: load_s
-        metrics.held.versions = lambda: len(versions.held)
+        follower = None if control is None else Follower(versions, settings, control)
+        if snapshot is not None:
+            versions.open(Version.of(snapshot, settings))
+            versions.make_current(snapshot.path.name)
         jobs = Jobs(settings.roles)
-        app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs)
-        with drain.on_signals(), on_hangup(hung_up, access.read_again):
-            yield
+        service = app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs, follower)
+        metrics.held.splits, metrics.held.versions = versions.splits, lambda: len(versions.held)
+        metrics.held.load_s = lambda: service.state.load_s
+        async with nullcontext() if follower is None else follower.following():
+            with drain.on_signals(), on_hangup(hung_up, access.read_again):
+                yield
         jobs.close()
         versions.close()
         batch_server.close()
@@ -105,8 +110,8 @@ def create_app(
 
     def labels() -> set[str]:
         service: Service | None = getattr(app.state, "service", None)
-        splits = snapshot.splits.values() if service is None else service.versions.splits()
-        return {label for split in splits for label in split.labels}
+        held: Iterable[Split] = () if snapshot is None else snapshot.splits.values()
+        return {label for split in (held if service is None else service.versions.splits()) for label in split.labels}
 
     complete(app, has_token=settings.has_token, labels=labels)
     return app

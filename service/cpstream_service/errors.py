@@ -188,6 +188,12 @@ class Reloading(RequestError):
     code = ErrorCode.RELOADING
 
 
+class NotConfigured(RequestError):
+    """The service could answer, were it started with more than it was."""
+
+    code = ErrorCode.NOT_CONFIGURED
+
+
 class Draining(RequestError):
     """The service is shutting down."""
 

@@ -6,9 +6,9 @@ import signal
 import socket
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -25,9 +25,10 @@ from .credentials import Credentials, readable_by_others
 from .hangup import Hangup
 from .logs import logging_config, logging_to_stderr
 from .settings import DataSettings, ServeSettings
-from .snapshot.load import load
-from .snapshot.store import Snapshot, open_snapshot
+from .snapshot.store import Snapshot
 from .supervisor import Supervisor
+from .versions.control import Control
+from .versions.keeper import Hooks, Keeper
 
 logger = logging.getLogger("cpstream.service")
 
@@ -54,61 +55,82 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
         signal.signal(number, _exit)
     hangup = Hangup.at_start()
     signal.signal(signal.SIGHUP, lambda *_: sys.exit(0) if hangup.ends() else None)
-    sock = bind(settings.host, settings.port)  # before the data is loaded, which may take long
+    sock = bind(settings.host, settings.port)
     raise_open_files_limit()
     with sock:
-        began = time.perf_counter()
-        loaded = load(data, progress=sys.stderr.isatty())
-        load_s = time.perf_counter() - began
-        for note in loaded.notes:
-            logger.info("%s", note)
-        if loaded.stale_reason is not None:
-            logger.warning("the data may be older than its source: %s", loaded.stale_reason)
-        for folder in (data.snapshot_folder(), loaded.snapshot.path):
-            if (told := writable_by_others(folder)) is not None:
-                logger.warning("%s: chmod go-w it, or choose another (--snapshot-dir)", told)
-                break
+        listen(sock)
         credentials = Credentials(settings)
         for told in readable_by_others(settings):
             logger.warning("%s", told)
-        _describe(loaded.snapshot)
-        listen(sock)
-        _announce(sock, settings)
-        if settings.workers == 1:
-            app = create_app(
-                loaded.snapshot,
-                settings,
-                stale_reason=loaded.stale_reason,
-                load_s=load_s,
-                credentials=credentials,
-                hangup=hangup,
-            )
-            uvicorn.Server(_config(partial(_same, app), settings, credentials)).run(sockets=[sock])
-            return 0
-        factory = partial(worker_app, loaded.snapshot.path, settings, loaded.stale_reason, load_s, credentials, hangup)
-        return _serve_by_workers(factory, settings, sock, credentials, hangup)
+        with Control.made() as control:
+            config = _config(partial(worker_app, settings, control, credentials, hangup), settings, credentials)
+            if settings.workers > 1:
+                return _serve_by_workers(data, settings, control, config, sock, hangup)
+            server = uvicorn.Server(config)
+
+            def stop() -> None:
+                server.should_exit = True
+
+            with _keeping(data, settings, control, sock, lambda: [os.getpid()], stop):
+                server.run(sockets=[sock])
+    return 0
 
 
-def worker_app(
-    directory: Path, settings: ServeSettings, stale_reason: str | None, load_s: float, credentials: Credentials, hangup: Hangup
-) -> FastAPI:
-    """The application of a worker process, over the snapshot that its supervisor has verified."""
-    snapshot = open_snapshot(directory, verify=False)
-    return create_app(snapshot, settings, stale_reason=stale_reason, load_s=load_s, credentials=credentials, hangup=hangup)
-
-
-def _same(app: FastAPI) -> FastAPI:
-    return app
+def worker_app(settings: ServeSettings, control: Control, credentials: Credentials, hangup: Hangup) -> FastAPI:
+    """The application of a process that serves: what the keeper tells it to."""
+    return create_app(None, settings, control=control, credentials=credentials, hangup=hangup)
 
 
 def _serve_by_workers(
-    factory: partial[FastAPI], settings: ServeSettings, sock: socket.socket, credentials: Credentials, hangup: Hangup
+    data: DataSettings, settings: ServeSettings, control: Control, config: uvicorn.Config, sock: socket.socket, hangup: Hangup
 ) -> int:
     with tempfile.TemporaryDirectory(prefix="cpstream-metrics-") as metrics_dir:
         os.environ[MULTIPROCESS_DIR] = metrics_dir  # the workers inherit it
-        supervisor = Supervisor(_config(factory, settings, credentials), [sock], hangup)
-        supervisor.run()
+        supervisor = Supervisor(config, [sock], hangup)
+        with _keeping(data, settings, control, sock, supervisor.workers, supervisor.should_exit.set):
+            supervisor.run()
     return CANNOT_START if supervisor.failed else 0
+
+
+@contextmanager
+def _keeping(
+    data: DataSettings,
+    settings: ServeSettings,
+    control: Control,
+    sock: socket.socket,
+    workers: Callable[[], Iterable[int]],
+    stop: Callable[[], None],
+) -> Iterator[None]:
+    """Within, the keeper loads the data, and loads it again. Raises what was wrong with it at the start."""
+
+    def loading() -> None:
+        logger.info("listening at %s, and loading the data: /readyz says how far that is", _url(sock, settings))
+
+    def ready(snapshot: Snapshot, notes: list[str], stale_reason: str | None) -> None:
+        for note in notes:
+            logger.info("%s", note)
+        if stale_reason is not None:
+            logger.warning("the data may be older than its source: %s", stale_reason)
+        for folder in (data.snapshot_folder(), snapshot.path):
+            if (told := writable_by_others(folder)) is not None:
+                logger.warning("%s: chmod go-w it, or choose another (--snapshot-dir)", told)
+                break
+        _describe(snapshot)
+        _announce(sock, settings)
+
+    def renewed(snapshot: Snapshot, notes: list[str]) -> None:
+        for note in notes:
+            logger.info("%s", note)
+        _describe(snapshot)
+
+    keeper = Keeper(data, settings, control, Hooks(workers, loading, ready, renewed, stop), show_progress=sys.stderr.isatty())
+    keeper.start()
+    try:
+        yield
+    finally:
+        keeper.close()
+    if keeper.error is not None:
+        raise keeper.error
 
 
 class _Config(uvicorn.Config):
@@ -197,13 +219,18 @@ def _describe(snapshot: Snapshot) -> None:
 
 def _announce(sock: socket.socket, settings: ServeSettings) -> None:
     host, port = sock.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    local = f" (from here: http://localhost:{port})" if host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
+    scheme = _url(sock, settings).partition(":")[0]
+    local = f" (from here: {scheme}://localhost:{port})" if host in ("0.0.0.0", "::") else ""  # noqa: S104 - compared, not bound
     workers = f" by {settings.workers} workers" if settings.workers > 1 else ""
-    scheme = "http" if settings.tls_cert_file is None else "https"
-    logger.info("serving at %s://%s:%d%s%s, documentation at /docs", scheme, shown, port, local.replace("http", scheme), workers)
+    logger.info("serving at %s%s%s, documentation at /docs", _url(sock, settings), local, workers)
     if not settings.has_token:
         logger.info("no token is set: whoever reaches this port can read the data (--token, CPSTREAM_TOKEN)")
+
+
+def _url(sock: socket.socket, settings: ServeSettings) -> str:
+    host, port = sock.getsockname()[:2]
+    scheme = "http" if settings.tls_cert_file is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:

@@ -24,6 +24,8 @@ TextCount = Literal["characters", "no-spaces", "letters"]
 ROLES = ("train", "dev", "test")
 _CONFIG = ConfigDict(allow_inf_nan=False, extra="forbid")
 _LABEL = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_DURATION = re.compile(r"([0-9]{1,9}(?:\.[0-9]+)?)([smhd]?)")
+_UNIT_S = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _NAME = re.compile(r"\{[A-Za-z_]*\}")
 
 
@@ -43,6 +45,14 @@ def parse_root(text: str) -> tuple[str, str]:
             "or nothing, as in /data/audio/=audio/ or /data/= (CPSTREAM_MAP_ROOT)"
         )
     return text[:at], text[at + 1 :]
+
+
+def _seconds_of(text: str) -> float:
+    """Seconds of a duration. Raises ValueError."""
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"keep_for is {text!r}; it must be a number with s, m, h or d behind it, as in 30m ({ENV_PREFIX}KEEP_FOR)")
+    return float(found[1]) * _UNIT_S[found[2]]
 
 
 @in_our_words
@@ -211,6 +221,14 @@ class ServeSettings:
     """Seconds that a body may stop arriving before its request is answered 408, or wait for room before it gets 503."""
     stall_timeout_s: Annotated[float, Field(ge=1)] = 300.0
     """Seconds after which a reply of which nothing is taken any more is ended, and its stream free for others."""
+    watch: bool = False
+    """Reload when the source changes: the files, their sizes or times, or the ids in the Chroma collection."""
+    watch_interval_s: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds between two looks at the source; what two looks find alike has settled, and is loaded."""
+    keep_versions: Annotated[int, Field(ge=1)] = 2
+    """Versions of the data kept for requests that pin their fingerprint: the current one, and those before it."""
+    keep_for: str = "1h"
+    """How long an older version is kept at least since a request pinned to it came last: 90s, 30m, 1h or 2d."""
     drain_timeout_s: Annotated[float, Field(ge=0)] = 10.0
     """Seconds that open streams get to finish after SIGTERM."""
     log_format: Literal["text", "json"] = "text"
@@ -229,6 +247,16 @@ class ServeSettings:
                     f"({ENV_PREFIX}ROLES)"
                 )
         return roles
+
+    @property
+    def keep_for_s(self) -> float:
+        return _seconds_of(self.keep_for)
+
+    @field_validator("keep_for")
+    @classmethod
+    def _duration(cls, text: str) -> str:
+        _seconds_of(text)
+        return text
 
     @field_validator("trusted_proxies")
     @classmethod

@@ -31,6 +31,10 @@ class Supervisor(Multiprocess):
         """Whether a worker could not start."""
         return any(process.exitcode == STARTUP_FAILURE for process in self.processes)
 
+    def workers(self) -> list[int]:
+        """The ids of the processes that serve, or begin to."""
+        return [process.pid for process in self.processes if process.pid is not None]
+
     def init_processes(self) -> None:
         with _deaf_children():
             super().init_processes()

@@ -33,6 +33,7 @@ PATHS = """
     /v1/splits/{split}/file_paths.json /v1/splits/{split}/measure
     /v1/splits/{split}/neighbours /v1/splits/{split}/plan /v1/splits/{split}/projection
     /v1/splits/{split}/rows /v1/splits/{split}/statistics /v1/splits/{split}/take
+    /v1/reload /v1/versions
 """
 
 

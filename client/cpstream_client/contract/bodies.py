@@ -273,7 +273,71 @@ class Ready(Body, frozen=True):
     status: str
     fingerprint: str = Field(description="Of the whole dataset.")
     stale_reason: str | None = Field(default=None, description="Why the data may be older than its source; null where it is not.")
+    reload_error: str | None = Field(default=None, description="Why the last reload failed; null where it did not.")
     splits: tuple[str, ...]
+
+
+# Versions
+
+
+class Progress(Body, frozen=True):
+    """How far loading is."""
+
+    phase: str = Field(description="What is being done now, for people.")
+    rows: Count | None = Field(default=None, description="Rows read or written so far in this phase, where they are counted.")
+    total: Count | None = Field(default=None, description="How many there are, where that is known.")
+
+
+class RunningReload(Body, frozen=True):
+    """A reload that has not ended."""
+
+    number: Count = Field(description="Which of the reloads since the service started; 0 is the load at its start.")
+    reason: str = Field(description="What began it.")
+    began_at: str
+
+
+class Reload(RunningReload, frozen=True):
+    """A reload that has ended."""
+
+    ended_at: str
+    outcome: str = Field(description="`succeeded`, `unchanged` (the source gave what was current) or `failed`.")
+    error: str | None = Field(default=None, description="Why it failed: the old data is served as before.")
+
+
+class VersionSplit(Body, frozen=True):
+    """A split of a version."""
+
+    split: str
+    fingerprint: str
+    num_samples: Count
+
+
+class VersionInfo(Body, frozen=True):
+    """A version of the data that the service holds."""
+
+    fingerprint: str = Field(description="Of the whole dataset.")
+    current: bool = Field(description="Whether requests that pin no fingerprint are answered from it.")
+    made_at: str = Field(description="When its snapshot was written.")
+    last_used_at: str | None = Field(
+        default=None, description="When a request that pinned one of its fingerprints came last, to any replica; to ten seconds."
+    )
+    splits: tuple[VersionSplit, ...]
+
+
+class VersionList(Body, frozen=True):
+    """Body of GET /v1/versions, the newest first."""
+
+    versions: tuple[VersionInfo, ...]
+    reload: RunningReload | None = Field(default=None, description="The reload that runs.")
+    progress: Progress | None = Field(default=None, description="How far it is.")
+    last_reload: Reload | None = Field(default=None, description="The last one that ended.")
+
+
+class ReloadAsked(Body, frozen=True):
+    """Body of POST /v1/reload."""
+
+    number: Count = Field(description="It is done when the number of `last_reload` has come to this.")
+    versions: str = Field(description="Where to look: GET /v1/versions, relative to the service.")
 
 
 # Errors

@@ -207,6 +207,7 @@ class ErrorCode(Enum):
     STATISTICS_FAILED = ("statistics-failed", 500, "The statistics cannot be computed")
     NOT_READY = ("not-ready", 503, "The data is still being loaded")
     RELOADING = ("reloading", 503, "The data is being replaced")
+    NOT_CONFIGURED = ("not-configured", 501, "The service is not set up for this")
     DRAINING = ("draining", 503, "The service is shutting down")
     INTERNAL = ("internal", 500, "An error inside the service")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
+from ..progress import tell
 from ..settings import DataSettings, parse_root
 from ..sources.cps_table import CpsTable, read_cps_table
 from ..sources.read import read_source
@@ -33,6 +34,7 @@ def align_all(settings: DataSettings, *, progress: bool = False, forget: ForgetL
         _find_tables(settings, tables)
     with _tables_beside(settings, tables) as table_at:
         source = read_source(settings, columns=source_columns(settings), progress=progress)
+        tell("aligning")
         aligned = _aligned(settings, tables, source, table_at, progress, forget)
     leaks = find_leaks(aligned)
     return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]

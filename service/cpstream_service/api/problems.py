@@ -57,7 +57,9 @@ MEANINGS: dict[ErrorCode, str] = {
     "The service's log says where. Ask again after Retry-After seconds, or for float32.",
     ErrorCode.STATISTICS_FAILED: "The process that computes the statistics of the splits failed as often as it is tried. The "
     "service's log says why, each time; when that is mended, restart the service.",
-    ErrorCode.NOT_READY: "The data is still being loaded. Ask again after Retry-After seconds.",
+    ErrorCode.NOT_READY: "The data is still being loaded, or the version that the fingerprint pins is being opened. Ask again "
+    "after Retry-After seconds; GET /v1/versions says how far it is.",
+    ErrorCode.NOT_CONFIGURED: "The service was started without what this needs. The detail names it.",
     ErrorCode.RELOADING: "The current data holds a recording that is to be forgotten, and the data without it is being loaded. Ask "
     "again after Retry-After seconds.",
     ErrorCode.DRAINING: "The service has been told to stop and lets open streams finish. Ask another replica, or again after "

@@ -12,15 +12,17 @@ from ..snapshot.store import Split
 from ..statistics.jobs import Jobs
 from ..statistics.neighbours import Searches
 from ..statistics.selection import Selections
+from ..versions.state import State
 from .arrivals import Arrivals
 from .drain import Drain
+from .follow import Follower
 from .metrics import Metrics
 from .versions import Versions
 
 
 @dataclass(frozen=True)
 class Service:
-    """One app's state, made when it starts and gone when it stops."""
+    """One app's state, made when it starts and gone when it stops. follower: None over one snapshot that stays."""
 
     versions: Versions
     settings: ServeSettings
@@ -28,6 +30,7 @@ class Service:
     metrics: Metrics
     drain: Drain
     jobs: Jobs
+    follower: Follower | None = None
     searches: Searches = field(default_factory=Searches)
     selections: Selections = field(default_factory=Selections)
     selecting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))  # those who wait for it take no thread
@@ -35,6 +38,11 @@ class Service:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arrivals", Arrivals(self.settings))
+
+    @property
+    def state(self) -> State:
+        """What the keeper of the versions last told."""
+        return State() if self.follower is None else self.follower.state
 
     def split(self, name: str, pinned: str | None = None) -> Split:
         """The split that a request is answered from. Raises as Versions.split."""

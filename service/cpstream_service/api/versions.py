@@ -63,12 +63,14 @@ def _longest(split: Split) -> int:
 class Versions:
     """What one worker holds. progress: how far loading is, for whoever asks before there is anything.
 
-    stale_reason: why the current version may be older than its source, or None.
+    stale_reason: why the current version may be older than its source, or None. open_other: whether a split of this fingerprint
+    lies in the snapshot folder, which replicas share: then it is held soon.
     """
 
     batch_server: BatchServer
     stale_reason: str | None = None
     progress: Callable[[], str] = lambda: "the data is being loaded"
+    open_other: Callable[[str, str], bool] = lambda split, fingerprint: False
     _held: dict[str, Version] = field(default_factory=dict)
     _current: Version | None = None
     _forgotten: set[str] = field(default_factory=set)
@@ -91,6 +93,9 @@ class Versions:
     @property
     def is_ready(self) -> bool:
         return self._current is not None
+
+    def is_current(self, version: Version) -> bool:
+        return version is self._current
 
     @property
     def held(self) -> dict[str, Version]:
@@ -163,6 +168,8 @@ class Versions:
                 if older is not None and older.fingerprint == pinned:
                     version.last_use.note()
                     return version, older
+        if pinned is not None and self.open_other(name, pinned):
+            raise NotReady(f"fingerprint {pinned} of split {name!r} is of a version that is being opened; ask again in a second")
         if split is None:
             raise UnknownSplit(name, list(self.current.snapshot.splits))
         raise DatasetChanged(name, str(pinned), split.fingerprint, self._fingerprints(name))

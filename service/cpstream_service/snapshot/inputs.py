@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,21 +67,52 @@ class Files:
     @classmethod
     def of(cls, settings: DataSettings) -> "Files":
         """Raises DataError where there are none."""
-        tables = TablePaths.of(settings)
-        if settings.cps_from == "source":
-            paths = []
-        elif settings.splits:
-            paths = [tables.of_split(split) for split in settings.splits]
-        else:
-            paths = [Path(tables.template)] if tables.one_for_all else list(tables.there().values())
-        found = (tuple(path for path in group if path.is_file()) for group in (source_files(settings), *([path] for path in paths)))
-        groups = tuple(group for group in found if group)
-        return cls(groups, tuple(tuple(_stat(path) for path in group) for group in groups))
+        return cls.found([source_files(settings), *([path] for path in _tables(settings))])
+
+    @classmethod
+    def found(cls, groups: Sequence[Sequence[Path]]) -> "Files":
+        there = (tuple(path for path in group if path.is_file()) for group in groups)
+        kept = tuple(group for group in there if group)
+        return cls(kept, tuple(tuple(_stat(path) for path in group) for group in kept))
 
     def key(self, identity: str, snapshot_dir: Path, forget: ForgetList = NOTHING) -> str:
         """Hash of their content and names, of the settings, and of what of them is to be forgotten."""
         hashes = [_content_hash(group, snapshot_dir) for group in self.groups]
         return hash_of(identity, hashes, [str(path) for group in self.groups for path in group], *digest_of(forget))
+
+
+def seen_of(settings: DataSettings) -> str:
+    """What shows that the source has changed: a hash of its files' names, sizes and times, or of the ids of a Chroma server's.
+
+    Raises DataError where there are none, or it cannot be reached.
+    """
+    ids: list[str] = []
+    if settings.source_type != "chromadb":
+        files = Files.of(settings)
+    else:
+        folder: Sequence[Path] = ()
+        if server_url(settings) is not None:
+            from ..sources.chroma.read import listed_ids
+
+            ids = listed_ids(settings)
+        elif settings.source_path is not None:
+            folder = sorted(settings.source_path.rglob("*"))
+        files = Files.found([folder, *([path] for path in _tables(settings))])
+    try:
+        forget = [] if settings.forget_list is None else [_stat(settings.forget_list)]
+    except OSError:
+        forget = []
+    return hash_of(ids, [[str(path) for path in group] for group in files.groups], files.stats, forget)
+
+
+def _tables(settings: DataSettings) -> list[Path]:
+    """The CPS tables, whether or not they are there."""
+    tables = TablePaths.of(settings)
+    if settings.cps_from == "source":
+        return []
+    if settings.splits:
+        return [tables.of_split(split) for split in settings.splits]
+    return [Path(tables.template)] if tables.one_for_all else list(tables.there().values())
 
 
 def _stat(path: Path) -> tuple[int, ...]:

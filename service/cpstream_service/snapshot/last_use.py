@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from cpstream_client.files import no_follow
@@ -36,3 +37,19 @@ def last_used(snapshot: Path) -> float | None:
         return (snapshot / FILE).lstat().st_mtime
     except OSError:
         return None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What of older versions is kept: the newest, `versions` with the current one, and those used in the last for_s seconds."""
+
+    versions: int = 1
+    for_s: float = 0.0
+
+    def still_used(self, snapshot: Path) -> bool:
+        """Whether a version was asked for so lately. Never where for_s is 0."""
+        used_s = last_used(snapshot)
+        return bool(self.for_s) and used_s is not None and time.time() < used_s + self.for_s + EVERY_S
+
+
+ONLY_CURRENT = Retention()

@@ -17,10 +17,13 @@ from ..align.forget import NOTHING, ForgetList, read_forget_list, strangers
 from ..align.splits import align_all
 from ..align.verdict import refuse
 from ..errors import DataError, SourceUnavailableError
+from ..progress import tell
 from ..settings import DataSettings
+from ..sources.read import source_files
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import dataset_fingerprint, split_fingerprint
 from .inputs import Files, digest_of, hash_of, identity_of
+from .last_use import ONLY_CURRENT, Retention
 from .locks import remove_outdated, writing
 from .store import PLACED, Snapshot, SnapshotInvalid, open_snapshot, read_manifest, write_snapshot
 
@@ -34,8 +37,28 @@ class Loaded:
     notes: list[str] = field(default_factory=list)
 
 
-def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
-    """The snapshot of the data that the settings name, written now if need be.
+def find_current(settings: DataSettings, retention: Retention = ONLY_CURRENT) -> Loaded | None:
+    """What load gives where nothing has to be read of the source but its files' times and, if these changed, hashes; else None.
+
+    It spares the modules that read sources. Raises as load.
+    """
+    settings = replace(settings, snapshot_dir=settings.snapshot_folder())
+    if settings.source_type == "chromadb" or next(settings.snapshot_dir.glob(PLACED), None) is None:
+        return None
+    with _disk_errors_named(settings.snapshot_dir):
+        identity = identity_of(settings)
+        key = Files.of(settings).key(identity, settings.snapshot_dir, read_forget_list(settings.forget_list))
+        try:
+            snapshot = open_snapshot(settings.snapshot_dir / key)
+        except SnapshotInvalid:
+            return None
+        refuse(settings, tuple(snapshot.reports.values()))
+    remove_outdated(settings.snapshot_dir, identity, snapshot.path, retention)
+    return Loaded(snapshot, notes=[f"snapshot {key} is up to date"])
+
+
+def load(settings: DataSettings, *, progress: bool = False, retention: Retention = ONLY_CURRENT) -> Loaded:
+    """The snapshot of the data that the settings name, written now if need be. retention: what of older ones stays on disk.
 
     Raises SettingsError where it has no folder; DataError; AlignmentError, with the reports, when a split aligns nothing, or
     with strict when rows are dropped.
@@ -48,7 +71,7 @@ def load(settings: DataSettings, *, progress: bool = False) -> Loaded:
         found = find(settings, identity_of(settings), forget, until_written, progress)
         refuse(settings, found.reports)
         loaded = found.loaded(settings, progress)
-    remove_outdated(settings.snapshot_dir, identity_of(settings), loaded.snapshot.path)
+    remove_outdated(settings.snapshot_dir, identity_of(settings), loaded.snapshot.path, retention)
     return loaded
 
 
@@ -114,6 +137,8 @@ def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, un
     except SnapshotInvalid as error:
         if target.exists():
             notes.append(f"rebuilding a snapshot: {error}")
+    if any(path.is_file() for path in source_files(settings)):  # what is not there is said at once, and nothing else
+        tell("waiting for the turn to write")
     until_written.enter_context(writing(settings.snapshot_dir, key))
     try:
         return _Found(key, open_snapshot(target), notes=[f"snapshot {key} was written by another process"])

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cpstream_client.files import lock, no_follow
 
-from .store import PLACED, SnapshotInvalid, read_manifest
+from .last_use import ONLY_CURRENT, Retention
+from .store import MANIFEST, PLACED, SnapshotInvalid, read_manifest
 
 _ELSEWHERE = "set --snapshot-dir to a folder on a local disk"
 
@@ -49,16 +50,12 @@ def _is_still(path: Path, descriptor: int) -> bool:
         return False
 
 
-def remove_outdated(snapshot_dir: Path, identity: str, keep: Path) -> None:
+def remove_outdated(snapshot_dir: Path, identity: str, keep: Path, retention: Retention = ONLY_CURRENT) -> None:
     """Remove other snapshots of the same settings that no process has open, and what killed writers left behind."""
-    for path in snapshot_dir.glob(PLACED):
-        try:
-            outdated = path.parent != keep and read_manifest(path.parent)["identity"] == identity
-        except SnapshotInvalid:
-            continue
-        if outdated and (held := _try_lock(path)) is not None:
-            shutil.rmtree(path.parent, ignore_errors=True)
-            os.close(held)
+    others = sorted((path for path in placed(snapshot_dir, identity) if path.parent != keep), key=_written, reverse=True)
+    for path in others[retention.versions - 1 :]:
+        if not retention.still_used(path.parent):
+            remove_unless_open(path.parent)
     for path in snapshot_dir.glob(".writing-*"):
         key = path.name.split("-")[1]
         lock_path = snapshot_dir / f".lock-{key}"
@@ -68,6 +65,33 @@ def remove_outdated(snapshot_dir: Path, identity: str, keep: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
             lock_path.unlink(missing_ok=True)
             os.close(held)
+
+
+def remove_unless_open(snapshot: Path) -> bool:
+    """Remove a snapshot that no process has open. Returns whether it is gone."""
+    if (held := _try_lock(snapshot / MANIFEST)) is not None:
+        shutil.rmtree(snapshot, ignore_errors=True)
+        os.close(held)
+    return not (snapshot / MANIFEST).exists()
+
+
+def placed(snapshot_dir: Path, identity: str) -> list[Path]:
+    """The manifests of all snapshots of these settings."""
+    found = []
+    for path in snapshot_dir.glob(PLACED):
+        try:
+            if read_manifest(path.parent)["identity"] == identity:
+                found.append(path)
+        except SnapshotInvalid:
+            continue
+    return found
+
+
+def _written(manifest: Path) -> float:
+    try:
+        return manifest.stat().st_mtime
+    except OSError:  # removed by another process
+        return 0.0
 
 
 def _try_lock(path: Path) -> int | None:

@@ -28,13 +28,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from blake3 import blake3
-from tqdm import tqdm
 
 from cpstream_client.contract.bodies import AlignmentReport, CpsStats, SplitInfo
 from cpstream_client.contract.wire import COLUMNS, columns_of
 
 from ..align.align import AlignedSplit
 from ..errors import InvalidParameter, shown
+from ..progress import Bar
 from ..sources.rows import rows_per_chunk
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
 from .huge_pages import huge_page_writer
@@ -239,7 +239,8 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
 
         def written() -> Iterator[npt.NDArray[np.float32]]:
             rows = rows_per_chunk(dimension)
-            bar = tqdm(None, f"{split.name}: snapshot", count, unit=" rows", disable=None if progress else True, delay=2)
+            name, phase = f"{split.name}: snapshot", f"writing split {split.name}"
+            bar = Bar(None, name, count, phase=phase, unit=" rows", disable=None if progress else True, delay=2)
             for low in range(0, count, rows):
                 piece = split.gather(low, min(low + rows, count)).astype("<f4", copy=False)
                 out.write(piece.data)

@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ..errors import DataError, MissingFileError
+from ..progress import Bar
 from .collect import Collector
 from .formats import HEAD_BYTES, check_pointer
 from .regular import files_under, open_regular
@@ -41,7 +41,7 @@ def read_kaldi(path: Path, *, progress: bool = False) -> dict[str, SourceSplit]:
     path = _index_of(path)
     found = Collector(ALL)
     vectors = _by_index(path, found) if path.suffix == ".scp" else _of_archive(path)
-    for where, key, vector in tqdm(vectors, path.name, disable=None if progress else True, delay=2, unit=" rows"):
+    for where, key, vector in Bar(vectors, path.name, disable=None if progress else True, delay=2, unit=" rows"):
         if isinstance(vector, ValueError):
             found.refuse(where, str(vector), key)
         else:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from ..errors import DataError
+from ..progress import telling
 from .file_rows import stamp_of
 from .handover import take_over
 from .limits import cpu_limit, memory_limit
@@ -70,7 +71,12 @@ def _run(path: Path, task: dict[str, object], descriptors: tuple[int, ...]) -> i
         )
     except OSError as error:
         raise DataError(f"{path}: cannot start a process to read it: {error.strerror}; free memory or raise ulimit -u") from None
-    with child:
+    size = max(1, os.fstat(descriptors[0]).st_size)
+
+    def phase() -> str:  # the open file is one for both processes, and so is the place to which it has been read
+        return f"reading {path.name}: {min(100, 100 * os.lseek(descriptors[0], 0, os.SEEK_CUR) // size)} %"
+
+    with child, telling(phase):
         try:
             return child.wait()
         except BaseException:

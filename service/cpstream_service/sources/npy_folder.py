@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ..errors import DataError, MissingFileError
+from ..progress import Bar
 from .collect import Collector
 from .formats import HEAD_BYTES, check_npy, read_npy_header
 from .regular import files_under, open_regular
@@ -40,7 +40,7 @@ def npy_folder_files(path: Path) -> list[Path]:
 def read_npy_folder(path: Path, *, progress: bool = False) -> dict[str, SourceSplit]:
     """All recordings of a folder, as the split ALL. Raises DataError; a file that is no vector is a row that cannot be used."""
     found = Collector(ALL)
-    for file in tqdm(npy_folder_files(path), path.name, disable=None if progress else True, delay=2, unit=" files"):
+    for file in Bar(npy_folder_files(path), path.name, disable=None if progress else True, delay=2, unit=" files"):
         key = file.relative_to(path).as_posix().removesuffix(SUFFIX)
         try:
             found.add(f"file {key}{SUFFIX}", key, read_array(file))

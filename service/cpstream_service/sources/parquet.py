@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from ..errors import DataError, MissingFileError
+from ..progress import Bar
 from ..text import listed
 from .collect import Collector
 from .formats import HEAD_BYTES, check_pointer
@@ -102,7 +102,7 @@ def read_parquet(path: Path, columns: Sequence[str] = (), *, progress: bool = Fa
     found: dict[str, Collector] = {}
     lost: list[tuple[str, object, object]] = []
     several = len(files := shards(path)) > 1
-    with tqdm(None, path.name, disable=None if progress else True, delay=2, unit=" rows") as bar:
+    with Bar(None, path.name, disable=None if progress else True, delay=2, unit=" rows") as bar:
         for shard in files:
             first = 0
             for batch in _batches(shard.path, (EMBEDDING, FILE_PATH, SPLIT, *columns)):

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
-from ...errors import Draining, NotFound
+from ...errors import Draining, NotFound, NotReady
 from ..description import OF_JSON, named, problem_replies
 from ..json_replies import CompactJson, ReadableJson
 from ..problems import MEANINGS, problem_type
@@ -75,24 +75,34 @@ async def livez(_: NoParameters) -> Response:
                 }
             },
         },
-        **problem_replies(ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
+        **problem_replies(ErrorCode.NOT_READY, ErrorCode.DRAINING, ErrorCode.INVALID_PARAMETER),
     },
 )
 @needs(None)
 async def readyz(request: Request, service: CurrentService, _: NoParameters) -> Response:
-    """200 while the service takes requests; 503 `draining` with Retry-After once it has been told to stop.
+    """200 while the service takes requests; 503 `not-ready` with Retry-After while its first data is being loaded, and how far that
+    is; 503 `draining` once it has been told to stop.
 
     Where tokens are set, all but the `status` is for those who send one.
 
     `stale_reason` says why the data may be older than its source (Chroma could not be reached at start, and the last good snapshot
-    serves); it is null otherwise.
+    serves); it is null otherwise. `reload_error` says why the last reload failed: the data is served as before.
     """
     if service.drain.draining:
         raise Draining("the service is shutting down; send no new requests here")
     if request.scope["state"]["rights"] is NOBODY:
+        if not service.versions.is_ready:
+            raise NotReady("the data is being loaded; ask again in a second")
         return ReadableJson(bodies.Status(status="ready"))
     snapshot, stale_reason = service.versions.current.snapshot, service.versions.stale_reason
-    ready = bodies.Ready(status="ready", fingerprint=snapshot.fingerprint, stale_reason=stale_reason, splits=tuple(snapshot.splits))
+    last = service.state.last
+    ready = bodies.Ready(
+        status="ready",
+        fingerprint=snapshot.fingerprint,
+        stale_reason=stale_reason,
+        reload_error=None if last is None else last.error,
+        splits=tuple(snapshot.splits),
+    )
     return ReadableJson(ready)
 
 

@@ -11,9 +11,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from ...errors import DataError, SourceUnavailableError
+from ...progress import Bar
 from ...settings import DataSettings
 from ..rows import Reason, RowProblem, SourceSplit, common_dimension, path_problem
 from . import pages
@@ -47,6 +47,14 @@ def read_chroma(settings: DataSettings, columns: Sequence[str] = (), *, progress
     )
 
 
+def listed_ids(settings: DataSettings) -> list[str]:
+    """The ids of the collection, sorted. Raises as read_chroma."""
+    with open_client(settings) as client:
+        collection = existing_collection(client, settings)
+        with errors_named(settings):
+            return sorted(Pages(collection, is_server=True).listed())
+
+
 def _read(reader: Pages, settings: DataSettings, columns: Sequence[str], progress: bool) -> dict[str, SourceSplit]:
     splits = settings.splits
     before = reader.listed(_split_value if splits else None)
@@ -55,7 +63,7 @@ def _read(reader: Pages, settings: DataSettings, columns: Sequence[str], progres
         _refuse_missing(settings, set(filter(_is_split, before.values())))
     found = {name: _Rows.of(columns) for name in splits}
     of_no_split = []
-    with tqdm(None, settings.collection_name, len(wanted), unit=" rows", disable=None if progress else True, delay=2) as bar:
+    with Bar(None, settings.collection_name, len(wanted), unit=" rows", disable=None if progress else True, delay=2) as bar:
         for page in reader.records(wanted):
             for name, rows in _by_split(page.metadatas).items():
                 if name is None:

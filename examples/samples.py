@@ -68,6 +68,9 @@ class Samples(Protocol):
     def join(self, split: str, predicted: pd.DataFrame) -> pd.DataFrame:
         """A frame with a row for each file_path of the split, in its order, beside the true cps."""
 
+    def publish(self, split: str, name: str, predicted: pd.DataFrame) -> None:
+        """Have the service keep predictions by this name. Raises ValueError where there is none."""
+
 
 def open_samples(options: DataOptions) -> Samples:
     """Raises CpstreamError when no service answers within a few seconds, DataError when the local files are bad."""
@@ -117,6 +120,9 @@ class Remote:
         self.batches(split)
         return self.client.join(split, predicted, info=self.passes[split, 0, 1].dataset.info)  # of the data that was predicted
 
+    def publish(self, split: str, name: str, predicted: pd.DataFrame) -> None:
+        self.client.publish(split, name, predicted, info=self.passes[split, 0, 1].dataset.info)
+
 
 class Local:
     """The files on this machine, through torch's own DataLoader and DistributedSampler."""
@@ -159,6 +165,9 @@ class Local:
         if not len(joined) == len(samples) == len(predicted):
             raise ValueError(f"{len(joined)} of {len(samples)} samples of {split} are among {len(predicted)} predictions")
         return joined
+
+    def publish(self, split: str, name: str, predicted: pd.DataFrame) -> None:
+        raise ValueError("--publish sends predictions to a service, and --local asks none; leave out one of them")
 
 
 class LocalTrainLoader:

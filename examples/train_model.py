@@ -57,6 +57,8 @@ class TrainOptions:
     """Steps between checkpoints, besides those at the end of every epoch."""
     predict: str = "test"
     """Split whose predictions are written at the end."""
+    publish: str | None = None
+    """Name under which the service keeps these predictions, too, beside those of other runs; it needs --state-dir."""
 
 
 _TRAIN, _DATA = TrainOptions(), DataOptions()
@@ -202,6 +204,8 @@ def write_predictions(model: SpeechRateMLP, samples: Samples, options: TrainOpti
     table = samples.join(options.predict, pd.concat(parts))  # with the true rates, and a row for each sample, or it says which not
     table["error"] = table["predicted"] - table["cps"].astype("float64")
     write_atomically(options.out / "predictions.csv", table.to_csv(index=False, float_format="%.4f").encode())
+    if options.publish:
+        samples.publish(options.predict, options.publish, table)
     plot_predictions(table, score, options.predict, options.out / "predictions.png")
     print(
         f"{options.predict}: R2 {score.r2:.4f}, MAE {score.mae:.3f} characters/s, {score.n} samples; all files are in {options.out}"

@@ -31,6 +31,7 @@ from .contract.wire import (
 )
 from .errors import B, CorruptedError, CpstreamError, DatasetChanged, TransportError, UnavailableError
 from .progress import shown
+from .published import NOTHING, Published, Sent
 from .stream.course import Course, cut, trim
 from .stream.fetch import EpochFetcher
 from .stream.messages import Memory
@@ -63,7 +64,7 @@ MAX_INDICES = 8 * 1024**2
 """Of one request: its body has at most 64 MiB."""
 
 
-class Client(Tables):
+class Client(Tables, Published):
     """A service, seen from a machine that trains or looks. Picklable; connections open lazily, per process.
 
     url: of the service, or of several replicas of it. token: as the service's --token (default: CPSTREAM_TOKEN, or what the file
@@ -265,8 +266,13 @@ class Client(Tables):
         return Batch(embeddings, cps, np.arange(n, dtype=np.int64), None, n, embeddings.nbytes + cps.nbytes)
 
     def _json(self, path: str, kind: type[B], params: Mapping[str, str] | None = None, retry: Retry | None = None) -> B:
+        return self._asked("GET", path, kind, params or {}, retry=retry)
+
+    def _asked(
+        self, method: str, path: str, kind: type[B], params: Mapping[str, str], sent: Sent = NOTHING, retry: Retry | None = None
+    ) -> B:
         def ask(endpoint: Endpoint) -> B:
-            asked = self.service.send(endpoint, "GET", path, params or {}, JSON)
+            asked = self.service.send(endpoint, method, path, params, JSON, *sent)
             kind.model_rebuild()  # pydantic's parser, which takes 40 ms to make and is made once, while the reply is on its way
             with asked.reply() as reply:
                 return reply.read_json(kind)

@@ -142,6 +142,7 @@ _BY_CODE: dict[str, type[ServiceError]] = {
     ErrorCode.RANGE_NOT_SATISFIABLE.code: InvalidRequestError,
     ErrorCode.NOT_ACCEPTABLE.code: InvalidRequestError,
     ErrorCode.PAYLOAD_TOO_LARGE.code: InvalidRequestError,
+    ErrorCode.STATE_FULL.code: InvalidRequestError,
     ErrorCode.DATASET_CHANGED.code: DatasetChanged,
     ErrorCode.FORGOTTEN.code: ForgottenError,
     ErrorCode.UNAUTHORIZED.code: UnauthorizedError,

@@ -176,6 +176,12 @@ class StatisticsFailed(RequestError):
     code = ErrorCode.STATISTICS_FAILED
 
 
+class StateFull(RequestError):
+    """As much is kept as may be."""
+
+    code = ErrorCode.STATE_FULL
+
+
 class NotReady(RequestError):
     """There is no data to serve yet."""
 

@@ -217,6 +217,10 @@ class ServeSettings:
     """Most samples that a JSON reply may hold."""
     max_bodies_bytes: Annotated[int, Field(ge=1)] = 256 * 1024**2
     """Bytes of request bodies at once per worker process, half of them of one client; more waits, then gets 503 overloaded."""
+    state_dir: Path | None = None
+    """Folder of what clients send to be kept, such as predictions, which replicas may share; without one they are refused."""
+    max_predictions_bytes: Annotated[int, Field(ge=1)] = 1024**3
+    """Bytes of all runs of predictions together, on disk."""
     body_timeout_s: Annotated[float, Field(ge=1)] = 30.0
     """Seconds that a body may stop arriving before its request is answered 408, or wait for room before it gets 503."""
     stall_timeout_s: Annotated[float, Field(ge=1)] = 300.0

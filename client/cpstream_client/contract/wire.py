@@ -20,6 +20,7 @@ from .plan import Plan, Remainder, Shuffle
 
 API_PREFIX = "/v1"
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
+ARROW_FILE = "application/vnd.apache.arrow.file"
 JSON = "application/json"
 CSV = "text/csv"
 PROBLEM_JSON = "application/problem+json"
@@ -205,6 +206,7 @@ class ErrorCode(Enum):
     OVERLOADED = ("overloaded", 503, "Too many requests at once")
     STORAGE_FAILED = ("storage-failed", 503, "The service cannot write what the reply needs")
     STATISTICS_FAILED = ("statistics-failed", 500, "The statistics cannot be computed")
+    STATE_FULL = ("state-full", 507, "No more can be kept here")
     NOT_READY = ("not-ready", 503, "The data is still being loaded")
     RELOADING = ("reloading", 503, "The data is being replaced")
     NOT_CONFIGURED = ("not-configured", 501, "The service is not set up for this")

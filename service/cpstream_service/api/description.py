@@ -34,6 +34,7 @@ TAGS = [
     {"name": "splits", "description": "What is served: metadata, alignment, single rows."},
     {"name": "figures", "description": "What a split looks like: statistics, a projection, neighbours."},
     {"name": "batches", "description": "Samples for training, in bulk."},
+    {"name": "predictions", "description": "What models made of the samples: published, compared, deleted."},
     {"name": "downloads", "description": "A whole split as files."},
     {"name": "client", "description": "The Python client that fits; never needs a token."},
     {"name": "health", "description": "For orchestrators and monitoring."},

@@ -57,6 +57,7 @@ MEANINGS: dict[ErrorCode, str] = {
     "The service's log says where. Ask again after Retry-After seconds, or for float32.",
     ErrorCode.STATISTICS_FAILED: "The process that computes the statistics of the splits failed as often as it is tried. The "
     "service's log says why, each time; when that is mended, restart the service.",
+    ErrorCode.STATE_FULL: "As much is kept as this service allows, runs of predictions say. Delete some first.",
     ErrorCode.NOT_READY: "The data is still being loaded, or the version that the fingerprint pins is being opened. Ask again "
     "after Retry-After seconds; GET /v1/versions says how far it is.",
     ErrorCode.NOT_CONFIGURED: "The service was started without what this needs. The detail names it.",

@@ -11,6 +11,7 @@ from ..settings import ServeSettings
 from ..snapshot.store import Split
 from ..statistics.jobs import Jobs
 from ..statistics.neighbours import Searches
+from ..statistics.predictions.store import Runs
 from ..statistics.selection import Selections
 from ..versions.state import State
 from .arrivals import Arrivals
@@ -35,9 +36,16 @@ class Service:
     selections: Selections = field(default_factory=Selections)
     selecting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))  # those who wait for it take no thread
     arrivals: Arrivals = field(init=False)
+    runs: Runs | None = field(init=False)
+    reading: CapacityLimiter = field(init=False)
+    """Tables that are read at once, each by a process of its own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "arrivals", Arrivals(self.settings))
+        settings = self.settings
+        object.__setattr__(self, "arrivals", Arrivals(settings))
+        runs = None if settings.state_dir is None else Runs(settings.state_dir, settings.max_predictions_bytes)
+        object.__setattr__(self, "runs", runs)
+        object.__setattr__(self, "reading", CapacityLimiter(1))
 
     @property
     def state(self) -> State:

@@ -3,14 +3,12 @@
 import gc
 import io
 import os
-import resource
 import signal
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from ..orphans import die_with
 from .handover import hand_over, refuse
+from .limits import limit_process
 from .npy_content import LAYOUT, UnreadableError, read_content
 from .rows import SourceSplit
 
@@ -25,7 +23,7 @@ def main(task: dict[str, Any]) -> None:
     die_with(task["parent"])
     gc.disable()
     memory_bytes = task["memory_bytes"]
-    _limit(memory_bytes, task["cpu_s"])
+    limit_process(memory_bytes, task["cpu_s"])
     with open(task["target"], "wb", buffering=0, closefd=False) as target:
         try:
             with _source(task) as source:
@@ -50,22 +48,6 @@ def _check_size(found: dict[str, SourceSplit], memory_bytes: int) -> None:
     """One row that stands in a list a million times costs a file nothing, and whoever copies it all that there is."""
     if sum(4 * split.embeddings.shape[0] * split.embeddings.shape[1] for split in found.values()) > memory_bytes:
         raise MemoryError
-
-
-def _limit(memory_bytes: int, cpu_s: int) -> None:
-    """Beyond what the process has now. RLIMIT_AS, which counts all that is mapped, is for kernels without RLIMIT_DATA."""
-    with suppress(OSError):  # no /proc, nor any way to know what it has
-        fields = [int(text) * resource.getpagesize() for text in Path("/proc/self/statm").read_text().split()]
-        size, data = fields[0], fields[5]
-        _lower(resource.RLIMIT_DATA, data + memory_bytes)
-        _lower(resource.RLIMIT_AS, size + memory_bytes + 64 * _MB)
-    _lower(resource.RLIMIT_CPU, int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + cpu_s)
-    _lower(resource.RLIMIT_CORE, 0)
-
-
-def _lower(which: int, limit: int) -> None:
-    _, hard = resource.getrlimit(which)
-    resource.setrlimit(which, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
 
 
 def _source(task: dict[str, Any]) -> io.RawIOBase:

@@ -1,0 +1,1 @@
+"""Predictions that came back: read apart, joined to their samples, judged, and kept."""

@@ -1,0 +1,122 @@
+"""Runs as they are kept: <state_dir>/predictions/<fingerprint of the split>/<name>.arrow, which replicas share.
+
+A file is written beside and renamed, so that it is whole or not there: one column of float32, and the report as metadata of its
+schema.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from pydantic import ValidationError
+
+from cpstream_client.contract.predictions import PREDICTED, RunReport
+from cpstream_client.files import lock, no_follow
+
+from ...errors import StateFull
+from ..distributions import Doubles
+
+MOST_RUNS = 64
+_SUFFIX, _REPORT = ".arrow", b"report"
+_REMEDY = "set --state-dir to a folder on a disk with file locks"
+
+
+class Runs:
+    """The runs of all splits of a service. max_bytes: of all of them together."""
+
+    def __init__(self, state_dir: Path, max_bytes: int) -> None:
+        self._folder = state_dir / "predictions"
+        self._max_bytes = max_bytes
+
+    def keep(self, report: RunReport, predicted: Doubles) -> None:
+        """In place of another run of the same name. Raises StateFull, OSError."""
+        values = pa.record_batch(
+            [pa.array(predicted.astype(np.float32))],
+            schema=pa.schema([(PREDICTED, pa.float32())], metadata={_REPORT: report.model_dump_json()}),
+        )
+        path = self._path(report.fingerprint, report.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self._alone():
+            if not path.exists() and len(self._names(report.fingerprint)) >= MOST_RUNS:
+                raise StateFull(f"split {report.split!r} has {MOST_RUNS} runs, as many as are kept; delete one of them first")
+            temporary = self._folder / f".writing-{secrets.token_hex(8)}"
+            try:
+                with open(temporary, "xb", opener=no_follow) as file:
+                    with pa.ipc.new_file(file, values.schema) as writer:
+                        writer.write_batch(values)
+                    file.flush()
+                    os.fsync(file.fileno())
+                replaced = path.stat().st_size if path.exists() else 0
+                if self._used() - replaced > self._max_bytes:
+                    raise StateFull(
+                        f"the runs of all splits take more than {self._max_bytes} bytes (--max-predictions-bytes); delete some"
+                    )
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def reports(self, fingerprint: str) -> list[RunReport]:
+        """Of all runs of a split; what is no run is left out."""
+        found = (self._opened(self._path(fingerprint, name)) for name in self._names(fingerprint))
+        return [report for report, _ in filter(None, found)]
+
+    def find(self, fingerprint: str, name: str) -> tuple[RunReport, Doubles] | None:
+        """A run and what it predicts, (N,), NaN where nothing; None where there is none."""
+        return self._opened(self._path(fingerprint, name))
+
+    def delete(self, fingerprint: str, name: str) -> bool:
+        """Whether there was one."""
+        try:
+            self._path(fingerprint, name).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete_all(self, fingerprint: str) -> None:
+        """All runs of a split."""
+        for name in self._names(fingerprint):
+            self.delete(fingerprint, name)
+
+    def _path(self, fingerprint: str, name: str) -> Path:
+        return self._folder / fingerprint / f"{name}{_SUFFIX}"
+
+    def _names(self, fingerprint: str) -> list[str]:
+        try:
+            entries = os.listdir(self._folder / fingerprint)
+        except FileNotFoundError:
+            return []
+        return sorted(entry.removesuffix(_SUFFIX) for entry in entries if entry.endswith(_SUFFIX))
+
+    def _used(self) -> int:
+        """Bytes of all that lies there."""
+        return sum(
+            Path(folder, name).stat().st_size for folder, _, names in os.walk(self._folder) for name in names if name != ".lock"
+        )
+
+    @staticmethod
+    def _opened(path: Path) -> tuple[RunReport, Doubles] | None:
+        try:
+            with open(path, "rb", opener=no_follow) as file, pa.ipc.open_file(file) as reader:
+                report = RunReport.model_validate_json(reader.schema.metadata[_REPORT])
+                return report, reader.read_all().column(0).to_numpy().astype(np.float64)
+        except (FileNotFoundError, pa.ArrowException, ValidationError, LookupError, TypeError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None
+            raise
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        held = no_follow(str(self._folder / ".lock"), os.O_RDWR | os.O_CREAT)
+        try:
+            lock(held, fcntl.LOCK_EX, self._folder, _REMEDY)
+            yield
+        finally:
+            os.close(held)

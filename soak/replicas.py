@@ -14,8 +14,11 @@ from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
 
+from cpstream_client import CpstreamError
+
 from .engine import ROOT, EngineError, compose_command, has_engine, is_ready, output, wait_until
 from .trainers import Size, Trainers, lines_of
+from .truth import WrongBatch
 
 DOWN_S = 1.0
 """How long a killed replica stays down before it is started again."""
@@ -40,6 +43,10 @@ class Replicas:
     def stop(self) -> None:
         self._compose("down", "--volumes")
 
+    def log(self) -> str:
+        """The last of what the proxy said."""
+        return self._compose("logs", "--tail", "40", "proxy")
+
     def containers(self) -> list[str]:
         return self._compose("ps", "--quiet", "replica").split()
 
@@ -60,11 +67,15 @@ def running(project: str, source: Path, image: str) -> Iterator[Replicas]:
 
 
 def kill_in_turn(containers: Sequence[str], trainers: Trainers, every_s: float) -> int:
-    """SIGKILL to one after the other, each started again after DOWN_S, until the trainers are done. Returns how many."""
+    """SIGKILL to one after the other, each started again after DOWN_S, until the trainers are done. Returns how many.
+
+    Never the last one: it waits until another serves, which on a busy machine takes longer than every_s to start.
+    """
     kills = 0
     for container in cycle(containers):
+        others = [other for other in containers if other != container]
         until = time.monotonic() + every_s
-        while time.monotonic() < until and not trainers.done:
+        while not trainers.done and (time.monotonic() < until or not any(map(is_healthy, others))):
             time.sleep(0.05)
         if trainers.done:
             return kills
@@ -73,6 +84,10 @@ def kill_in_turn(containers: Sequence[str], trainers: Trainers, every_s: float) 
         time.sleep(DOWN_S)
         output("docker", "start", container)
     return kills
+
+
+def is_healthy(container: str) -> bool:
+    return output("docker", "inspect", "--format", "{{.State.Health.Status}}", container).strip() == "healthy"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,13 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source.chmod(0o755)
         size.write(source / "data")
         try:
-            with (
-                running("cpstream-soak", source / "data", given.image) as replicas,
-                Trainers(replicas.url, size, given.seconds) as trainers,
-            ):
-                kills = kill_in_turn(replicas.containers(), trainers, given.every)
-                epochs = trainers.results()
-        except EngineError as error:
+            with running("cpstream-soak", source / "data", given.image) as replicas:
+                try:
+                    with Trainers(replicas.url, size, given.seconds) as trainers:
+                        kills = kill_in_turn(replicas.containers(), trainers, given.every)
+                        epochs = trainers.results()
+                except (WrongBatch, CpstreamError):
+                    print(replicas.log(), file=sys.stderr)
+                    raise
+        except (EngineError, WrongBatch, CpstreamError) as error:
             print(f"soak.replicas: {error}", file=sys.stderr)
             return 1
     print(f"{kills} replicas killed by SIGKILL")

@@ -65,7 +65,7 @@ def create_app(
         jobs = Jobs(settings.roles)
         service = app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs, follower)
         metrics.held.splits, metrics.held.versions = versions.splits, lambda: len(versions.held)
-        metrics.held.load_s = lambda: service.state.load_s
+        metrics.held.state, metrics.held.is_stale = lambda: service.state, lambda: service.is_stale
         async with nullcontext() if follower is None else follower.following():
             with drain.on_signals(), on_hangup(hung_up, access.read_again):
                 yield

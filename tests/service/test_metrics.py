@@ -14,6 +14,7 @@ import numpy as np
 from command import serve, workers_of
 from conftest import Server, grown, poll
 from prometheus_client.parser import text_string_to_metric_families
+from reloading import current, reload, source
 
 from cpstream_client import BatchQuery, Client
 from cpstream_service.api.metrics import MAX_TOKENS, OTHER_TOKENS, Metrics
@@ -164,3 +165,30 @@ def test_chunks_that_wait_for_another_client_are_counted(run_server: Callable[..
     found = figures(server.url)
     assert found["cpstream_turn_waits_total"] > 0
     assert found["cpstream_stream_wait_seconds_sum"] > 0
+
+
+def test_reloads_are_counted_and_what_was_served_before_leaves_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    source(folder, seed=1)
+    with serve(tmp_path, "--workers", "2", source=folder) as service:
+        first = figures(service.url)
+        assert (first["cpstream_versions"], first["cpstream_stale"]) == (1.0, 0.0)
+        assert first["cpstream_load_seconds"] > 0
+        source(folder, seed=2)
+        assert reload(service.url)["outcome"] == "succeeded"
+        assert reload(service.url)["outcome"] == "unchanged"
+        second = figures(service.url)
+        assert second["cpstream_versions"] == 2.0
+        served = {name for name in second if name.startswith("cpstream_split_samples") and "train" in name}
+        assert served == {f"cpstream_split_samples{{fingerprint={current(service.url)},split=train}}"}
+        (folder / "numpy_embs.npy").write_bytes(b"no array")
+        assert reload(service.url)["outcome"] == "failed"
+        found = figures(service.url)
+        assert {
+            outcome: found[f"cpstream_loads_total{{outcome={outcome}}}"] for outcome in ("succeeded", "unchanged", "failed")
+        } == {
+            "succeeded": 2.0,  # that at the start included
+            "unchanged": 1.0,
+            "failed": 1.0,
+        }
+        assert (found["cpstream_stale"], found["cpstream_versions"]) == (1.0, 2.0)

@@ -18,13 +18,14 @@ from prometheus_client import (
     multiprocess,
     values,
 )
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cpstream_client.files import allocate
 
 from ..batches.account import Account
 from ..snapshot.store import Split
+from ..versions.state import State
 
 logger = logging.getLogger("cpstream.service")
 
@@ -46,13 +47,15 @@ OTHER_TOKENS = "(others)"
 class Held(Collector):
     """The data that is held now, as this worker knows it: what was served before leaves nothing behind, as in a Gauge it would.
 
-    splits: those served; versions: how many are held; load_s: what loading the current one took, None where nobody knows.
+    splits: those served; versions: how many are held; state: what the keeper of the versions last told; is_stale: whether the
+    current one may be older than its source.
     """
 
     def __init__(self) -> None:
         self.splits: Callable[[], Iterable[Split]] = tuple
         self.versions: Callable[[], int] = lambda: 1
-        self.load_s: Callable[[], float | None] = lambda: None
+        self.state: Callable[[], State] = State
+        self.is_stale: Callable[[], bool] = lambda: False
 
     def collect(self) -> Iterator[Metric]:
         told = "Samples of each split served, and its fingerprint: replicas that differ here serve different data."
@@ -61,9 +64,18 @@ class Held(Collector):
             samples.add_metric([split.name, split.fingerprint], split.info.num_samples)
         yield samples
         yield GaugeMetricFamily("cpstream_versions", "Versions of the data that are held.", self.versions())
-        if (load_s := self.load_s()) is not None:
+        told = "Whether the data served may be older than its source (1), since that could not be read."
+        yield GaugeMetricFamily("cpstream_stale", told, int(self.is_stale()))
+        state = self.state()
+        loads = CounterMetricFamily(
+            "cpstream_loads", "Loads of the data that have ended, that at the start included, by their outcome.", labels=["outcome"]
+        )
+        for outcome in ("succeeded", "unchanged", "failed"):
+            loads.add_metric([outcome], getattr(state, f"num_{outcome}"))
+        yield loads
+        if state.load_s is not None:
             told = "Time that loading the current version took, alignment included."
-            yield GaugeMetricFamily("cpstream_load_seconds", told, load_s)
+            yield GaugeMetricFamily("cpstream_load_seconds", told, state.load_s)
 
 
 class Metrics:

@@ -52,6 +52,12 @@ class Service:
         """What the keeper of the versions last told."""
         return State() if self.follower is None else self.follower.state
 
+    @property
+    def is_stale(self) -> bool:
+        """Whether what is served may be older than its source: that could not be read, at the start or by the last reload."""
+        last = self.state.last
+        return self.versions.stale_reason is not None or (last is not None and last.error is not None)
+
     def split(self, name: str, pinned: str | None = None) -> Split:
         """The split that a request is answered from. Raises as Versions.split."""
         return self.versions.split(name, pinned)

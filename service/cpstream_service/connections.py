@@ -39,6 +39,7 @@ HEAD_TIMEOUT_S = 60.0
 UNSENT_BYTES = 128 * 1024
 """That the kernel takes ahead for a reader that has not shown that it reads. Later it takes megabytes, and so asks for more less
 often."""
+_ENCRYPTED_BYTES = 256 * 1024
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _NOT_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 30\r\nconnection: close\r\n\r\n"
@@ -232,13 +233,22 @@ def is_within(host: str, networks: Sequence[str]) -> bool:
     return any((getattr(address, "ipv4_mapped", None) or address) in ip_network(network) for network in networks)
 
 
-class _Alerting(sslproto.SSLProtocol):
-    """asyncio's own, which tells the other end why a handshake failed: it would only close, and a client take that for a fault."""
+class _Tls(sslproto.SSLProtocol):
+    """asyncio's own, which tells the other end why a handshake failed: it would only close, and a client take that for a fault.
+
+    A chunk is encrypted and handed on a piece at a time: a whole one would leave the processor's cache in between.
+    """
 
     def _on_handshake_complete(self, error):  # type: ignore[no-untyped-def]
         if error is not None:
             self._process_outgoing()  # type: ignore[attr-defined] # OpenSSL has left an alert there
         super()._on_handshake_complete(error)
+
+    def _write_appdata(self, list_of_data):  # type: ignore[no-untyped-def]
+        for data in list_of_data:
+            view = memoryview(data)
+            for at in range(0, len(view), _ENCRYPTED_BYTES):
+                super()._write_appdata([view[at : at + _ENCRYPTED_BYTES]])  # type: ignore[list-item]
 
 
 class EventLoop(asyncio.SelectorEventLoop):
@@ -275,7 +285,7 @@ class EventLoop(asyncio.SelectorEventLoop):
 
     def _make_ssl_transport(self, *arguments, **named):  # type: ignore[no-untyped-def]
         transport = super()._make_ssl_transport(*arguments, **named)  # type: ignore[misc]
-        transport._ssl_protocol.__class__ = _Alerting
+        transport._ssl_protocol.__class__ = _Tls
         return transport
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:

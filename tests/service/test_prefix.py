@@ -74,13 +74,26 @@ def test_every_link_of_the_index_leads_somewhere(proxied: str) -> None:
 def test_the_documentation_reads_its_description_and_calls_the_service(proxied: str) -> None:
     page = httpx.get(f"{proxied}/docs")
     assert page.headers["content-type"].startswith("text/html")
-    found = re.search(r"url: '([^']+)'", page.text)
+    scripts = [httpx.get(urljoin(str(page.url), path)).text for path in re.findall(r'<script src="([^"]+)"></script>', page.text)]
+    found = re.search(r'url: "([^"]+)"', scripts[-1])
     assert found
     description_url = urljoin(str(page.url), found[1])
     description = json.loads(httpx.get(description_url).text)
     (called,) = description["servers"]  # a relative one is relative to the description
     assert urljoin(description_url, called["url"]).rstrip("/") == proxied
     assert httpx.get(urljoin(description_url, called["url"]).rstrip("/") + "/v1/splits").status_code == 200
+
+
+def test_the_documentation_asks_no_other_host(proxied: str) -> None:
+    page = httpx.get(f"{proxied}/docs")
+    assert "'self'" in page.headers["content-security-policy"]
+    assert re.findall(r"<script[^>]*>([^<]+)</script>", page.text) == []  # none within the page, which the policy forbids
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 5
+    for path in files:
+        assert not re.match(r"https?:|//", path)
+        assert httpx.get(urljoin(str(page.url), path)).status_code == 200, path
+    assert httpx.get(f"{proxied}/docs/nothing.js").status_code == 404
 
 
 def test_the_client_streams(proxied: str, server: Server) -> None:

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request
-from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
@@ -11,7 +10,7 @@ from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import Draining, NotFound, NotReady
 from ..description import OF_JSON, named, problem_replies
-from ..json_replies import CompactJson, ReadableJson
+from ..json_replies import ReadableJson
 from ..problems import MEANINGS, problem_type
 from ..rights import NOBODY, needs
 from ..routing import Route
@@ -34,16 +33,6 @@ async def index(_: NoParameters) -> Response:
         client=wire.CLIENT_PATH.lstrip("/"),
     )
     return ReadableJson(links)
-
-
-@router.get("/openapi.json", include_in_schema=False)
-async def openapi(request: Request, _: NoParameters) -> Response:
-    return CompactJson(request.app.openapi())
-
-
-@router.get("/docs", include_in_schema=False)
-async def docs(_: NoParameters) -> Response:
-    return get_swagger_ui_html(openapi_url="openapi.json", title="cpstream")
 
 
 @router.get(

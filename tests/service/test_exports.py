@@ -2,6 +2,8 @@
 
 import os
 import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from data import make_rows, make_settings, write_dataset
 from cpstream_service.app import create_app
 from cpstream_service.errors import InvalidParameter
 from cpstream_service.settings import ServeSettings
+from cpstream_service.snapshot import half
 from cpstream_service.snapshot.half import half_precision
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Split
@@ -35,6 +38,20 @@ def test_it_is_made_once_and_shared(split: Split) -> None:
     again = (split.path / NAME).stat()
     assert (again.st_ino, again.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
     assert sorted(path.name for path in split.path.glob("*float16*")) == [".embeddings.float16.lock", NOTE, NAME]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
+def test_copies_are_made_at_the_lowest_priority(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a trainer on few processors, they would take a third of its speed."""
+
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    seen, before, allocate = [], priority(), half.allocate
+    monkeypatch.setattr(half, "allocate", lambda *args: seen.append(priority()) or allocate(*args))  # type: ignore[func-returns-value]
+    half_precision(split)
+    assert seen == [19]
+    assert priority() == before
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "no note", "other note", "left half done"])

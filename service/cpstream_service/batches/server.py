@@ -176,7 +176,9 @@ class BatchServer:
         made = self._half.get(split)
         if made is None:
             loop = asyncio.get_running_loop()
-            made = self._half[split] = loop.run_in_executor(self._executor, half_precision, split)
+            made = self._half[split] = loop.run_in_executor(
+                None, half_precision, split
+            )  # not by a thread of ours, of which there are two
         try:
             embeddings = await asyncio.shield(made)
         except OSError as error:

@@ -13,6 +13,7 @@ from numpy.lib import format as npy_format
 from cpstream_client.files import allocate, no_follow
 
 from ..errors import InvalidParameter
+from .background import at_low_priority
 from .exports import kept
 from .store import Split
 
@@ -23,6 +24,7 @@ _ALIGNED_HEADER_BYTES = 128
 Half = npt.NDArray[np.float16]
 
 
+@at_low_priority
 def half_precision(split: Split) -> Half:
     """-> (N, D), a map. Where the snapshot's folder cannot be written to, it is of a file of this process alone, in TMPDIR.
 

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cpstream_client.contract.wire import batch_schema
 from cpstream_client.files import no_follow
 
+from .background import at_low_priority
 from .exports import kept
 from .store import Split
 
@@ -32,6 +33,7 @@ _REMEDY = "free space beside the snapshot (--snapshot-dir), or take embeddings.n
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
+@at_low_priority
 def open_parquet(split: Split) -> int:
     """A descriptor of the file. Where the snapshot's folder cannot be written to, it is one of this process alone, in TMPDIR.
 

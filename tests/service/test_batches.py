@@ -18,6 +18,7 @@ from cpstream_client.contract.plan import REMAINDERS
 from cpstream_client.contract.wire import ARROW_STREAM, COLUMNS, BatchQuery, Column, split_path
 from cpstream_service.app import create_app
 from cpstream_service.batches import gather as batches
+from cpstream_service.batches.server import BatchServer
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
@@ -41,11 +42,12 @@ def served(request: pytest.FixtureRequest, snapshot: Snapshot) -> Iterator[Serve
             embeddings=generator.standard_normal((n, dim), np.float32),
             cps=generator.random(n, np.float32),
             file_paths=pa.array([f"{i}-{NAMES[i % len(NAMES)]}" for i in range(n)], pa.string()),
+            fingerprint=f"{n:032x}",  # all are of one folder, in which their float16 copies are told apart by it
             info=base.info.model_copy(update={"split": name, "num_samples": n, "embedding_dim": dim}),
         )
     served = replace(snapshot, splits=splits)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "CHUNK_BYTES", request.param)
+        patch.setattr(BatchServer, "chunk_bytes", lambda *_: request.param)
         with serving(create_app(served, ServeSettings())) as url:
             yield Server(url, served)
 

@@ -235,7 +235,7 @@ SERVER = Measurement(
     other_streams=0,
     in_memory=True,
 )
-FIGURES = Figures("train", 100, "float32", RATE, replace(RATE, samples=1_000_000), SERVER, 0.01, 0.001, 0.0001, 1, 2.0)
+FIGURES = Figures("train", 100, "float32", RATE, replace(RATE, samples=1_000_000), SERVER, 0.01, 0.001, 0.0001, 1, 1, 2.0)
 
 
 FAR = replace(FIGURES, dtype="float16", round_trip_s=0.08, connections=8)
@@ -271,6 +271,21 @@ def test_what_to_change(figures: Figures, limit: str, said: str) -> None:
         )
     assert judge(figures, Loop(0.01, 0.0001)).limit == "loop"  # 10,000 samples/s
     assert "is not explained by what was measured now" in judge(figures, Loop(0.01, 0.02)).sentence
+
+
+def test_what_a_token_may_be_sent_is_no_slow_network() -> None:
+    figures = replace(FIGURES, server=SERVER.model_copy(update={"allowed_bytes_per_second": 120_000_000}))
+    verdict = judge(figures, None)
+    assert verdict.limit == "server"
+    assert "raise max_bytes_per_s of the token, now 120 MB/s in each worker" in verdict.sentence
+    assert judge(replace(figures, stream=replace(RATE, nbytes=50_000_000)), None).limit == "network"
+
+
+def test_a_stream_by_several_workers_is_compared_with_as_many() -> None:
+    figures = replace(slow_server(), connections=8, workers=4)  # one worker could do 120,000 a second, four 480,000
+    verdict = judge(figures, None)
+    assert verdict.limit == "network"
+    assert "the server alone could do 480,000 by 4 workers" in verdict.sentence
 
 
 def test_quotas_are_those_of_the_cgroup_and_the_ones_above(tmp_path: Path) -> None:

@@ -228,6 +228,9 @@ class Measurement(Body, frozen=True):
         description="For so long a CPU quota has stopped the service's processes meanwhile; null where there is no quota."
     )
     other_streams: Count = Field(description="Open in this worker meanwhile.")
+    allowed_bytes_per_second: Count | None = Field(
+        default=None, description="What one worker may send to this token, all its replies together; null where there is no limit."
+    )
     in_memory: bool = Field(description="Whether all data of this version fits in the memory that the service may use.")
 
 

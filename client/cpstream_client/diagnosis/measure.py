@@ -59,7 +59,7 @@ class Figures:
     """All that was measured. stream: as a trainer gets it; client: the replay; server: what it says of itself.
 
     first_batch_s: from the request on; answer_s: the fastest small request; round_trip_s: of a packet, as the kernel has it, None
-    where it does not say; connections: most at once; cpus: of this process.
+    where it does not say; connections: most at once; workers: of the service, each with a CPU of its own; cpus: of this process.
     """
 
     split: str
@@ -72,7 +72,13 @@ class Figures:
     answer_s: float
     round_trip_s: float | None
     connections: int
+    workers: int
     cpus: float
+
+    @property
+    def serving(self) -> int:
+        """Workers that the stream can have been served by, of which `server` measures one."""
+        return max(1, min(self.connections, self.workers))
 
 
 def measure(client: Client, info: SplitInfo, query: BatchQuery, seconds: float) -> Figures:
@@ -93,6 +99,7 @@ def measure(client: Client, info: SplitInfo, query: BatchQuery, seconds: float) 
         answer_s=answer_s,
         round_trip_s=client.service.round_trip_s(client.service.replicas.choose(0)),
         connections=connections,
+        workers=info.workers or 1,
         cpus=cpu_limit(),
     )
 

@@ -15,6 +15,8 @@ Limit = Literal["network", "server", "client", "loop"]
 EXPLAINS = 3.0
 """An end that could do up to so many times what the stream did is the limit: it has less to do when it is measured by itself."""
 HALF = 0.5
+ALLOWED = 0.7
+"""A stream that has so much of what its token may be sent is held up by that, and not by the path."""
 STOPPED = 0.05
 """A quota that stops a process for so much of the time is worth naming."""
 
@@ -90,9 +92,17 @@ def judge(figures: Figures, loop: Loop | None) -> Verdict:
 def _slowest(figures: Figures) -> tuple[Limit, str, str]:
     """The part that holds up the stream, why, and what to change."""
     stream, server, client = figures.stream, figures.server, figures.client
-    of_server, of_client = server.samples / server.seconds, client.samples_per_s
+    of_server, of_client = figures.serving * server.samples / server.seconds, client.samples_per_s
     given = f"the stream gives {stream.samples_per_s:,.0f} samples/s ({_mb(stream.bytes_per_s)})"
-    alone = f"the server alone could do {of_server:,.0f}, this client alone {of_client:,.0f}"
+    by = f" by {figures.serving} workers" if figures.serving > 1 else ""
+    alone = f"the server alone could do {of_server:,.0f}{by}, this client alone {of_client:,.0f}"
+    allowed = server.allowed_bytes_per_second
+    if allowed is not None and stream.bytes_per_s > ALLOWED * allowed * figures.serving:
+        return (
+            "server",
+            f"The token's limit is the limit: {given}, and {alone}",
+            f"raise max_bytes_per_s of the token, now {_mb(allowed)} in each worker",
+        )
     by_server = of_server <= EXPLAINS * stream.samples_per_s
     by_client = of_client <= EXPLAINS * stream.samples_per_s or _could_not_run(figures)
     if by_server and (of_server <= of_client or not by_client):

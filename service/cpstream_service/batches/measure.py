@@ -37,15 +37,16 @@ class Measured:
     other_streams: int
 
 
-async def measure(server: BatchServer, split: Split, query: BatchQuery, client: str) -> Measured:
+async def measure(server: BatchServer, split: Split, query: BatchQuery, client: str, max_streams: int | None = None) -> Measured:
     """Gather the query's batches, again and again, and send them to a socket that swallows them.
 
-    It counts as a stream of the client's, and takes turns as one. Raises as BatchServer.batches and BatchServer.stream.
+    It counts as a stream of the client's, who may have max_streams, and takes turns as one. Raises as BatchServer.batches and
+    BatchServer.stream.
     """
     stopped, cpu_s, began = throttled_s(), time.process_time(), clock()
     samples = batches = nbytes = others = 0
     total = Account()
-    with server.stream(client), _swallower() as sink:
+    with server.stream(client, max_streams), _swallower() as sink:
         while not nbytes or clock() - began < MEASURE_S:
             reply = await server.batches(split, query)
             account, sent = reply.account, 0

@@ -98,7 +98,14 @@ def print_figures(figures: Figures, loop: Loop | None, verdict: Verdict, to: Con
     table = table_of(title, "measured", "samples/s", "MB/s", "CPU", "throttled")
     for name, samples, nbytes, seconds, cpu_s, stopped in (
         ("stream", figures.stream.samples, figures.stream.nbytes, *_times_of(figures.stream)),
-        ("server alone", server.samples, server.bytes, server.seconds, server.cpu_seconds, server.throttled_seconds),
+        (
+            "server alone" if figures.serving == 1 else f"{figures.serving} x one worker alone",
+            server.samples * figures.serving,
+            server.bytes * figures.serving,
+            server.seconds,
+            server.cpu_seconds,
+            server.throttled_seconds,
+        ),
         ("client alone", figures.client.samples, figures.client.nbytes, *_times_of(figures.client)),
     ):
         table.add_row(

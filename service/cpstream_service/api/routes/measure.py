@@ -44,10 +44,11 @@ async def measured(
     What comes out is the most that one stream of this worker could give now, beside whatever else it does. A slower one is held up
     by the network or by its client.
     """
+    state = request.scope["state"]
     served, query = service.versions.split(split, parameters.fingerprint), parameters.query()
     with plan_errors():
         query.steps(served.info.num_samples)
-    found = await measure(service.batch_server, served, query, request.scope["state"]["client"])
+    found = await measure(service.batch_server, served, query, state["client"], state["max_streams"])
     body = bodies.Measurement(
         split=split,
         fingerprint=served.fingerprint,
@@ -62,6 +63,7 @@ async def measured(
         cpus=cpu_limit(),
         throttled_seconds=found.throttled_s,
         other_streams=found.other_streams,
+        allowed_bytes_per_second=state["rights"].max_bytes_per_s,
         in_memory=service.batch_server.fits(served),
     )
     return ReadableJson(body, headers={"Cache-Control": "no-store"})

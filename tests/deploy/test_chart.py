@@ -179,6 +179,16 @@ def test_values_reach_the_service(tmp_path: Path) -> None:
     assert {"name": "snapshots", "persistentVolumeClaim": {"claimName": "shared"}} in keda["volumes"]
 
 
+def test_the_values_of_the_documentation_are_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "clusters.md").read_text()
+    shown = re.search(r"`values\.yaml`;.*?\n\n((?:    [^\n]*\n)+)", page, re.DOTALL)
+    assert shown
+    values = yaml.safe_load(shown[1])
+    assert {"image", "source", "snapshot", "tokens"} <= set(values)
+    pod = pod_of(rendered(values, tmp_path))
+    assert {"name": "source", **values["source"]["volume"]} in pod["volumes"]
+
+
 def test_probes_ask_what_the_service_answers(resources: dict[str, dict[str, Any]], server: Server) -> None:
     (container,) = pod_of(resources)["containers"]
     probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}

@@ -76,7 +76,8 @@ def test_streams_of_both_versions_are_whole(running: Running) -> None:
             trainer.go_on.set()
         for trainer, epoch in zip(trainers, epochs, strict=True):
             trainer.check(0, epoch.result(), running.embeddings[old])
-    trainers[0].check(1, trainers[0].run(1), running.embeddings[old])  # a run stays with its own
+    for trainer in trainers:  # a run stays with its own, an epoch later, too
+        trainer.check(1, trainer.run(1), running.embeddings[old])
     told = httpx.get(f"{running.url}/v1/versions").json()
     assert [(each["current"], each["splits"][0]["fingerprint"]) for each in told["versions"][:2]] == [(True, new), (False, old)]
     assert told["versions"][1]["last_used_at"] is not None
@@ -99,6 +100,7 @@ def test_a_reload_that_fails_leaves_the_data_and_says_why(running: Running) -> N
     ready = httpx.get(f"{running.url}/readyz")
     assert (ready.status_code, ready.json()["reload_error"]) == (200, last["error"])
     assert last["error"] in running.service.log.read_text()
+    assert 'cpstream_loads_total{outcome="failed"} 1.0' in httpx.get(f"{running.url}/metrics").text
     assert current(running.url) == before
     table.write_bytes(content)
     assert reload(running.url)["outcome"] == "unchanged"
@@ -198,10 +200,10 @@ def test_three_replicas_are_reloaded_one_after_the_other_under_their_trainers(tm
         assert reload(urls[0])["outcome"] == "succeeded"
         new = current(urls[0])
         assert [current(url) for url in urls] == [new, old, old]
-        late = Trainer(urls, 9)  # of the new data, which b and c have not made current
+        late = Trainer(urls[0], 9)
         late.go_on.set()
         late.check(0, late.run(0), embeddings[2])
-        for url in urls[1:]:  # they find it in the folder that they share
+        for url in urls[1:]:  # where it is not current; they find it in the folder that they share
             poll(lambda url=url: httpx.get(f"{url}/v1/splits/train", params={"fingerprint": new}).status_code == 200)
             assert current(url) == old
         for trainer in trainers[:4]:
@@ -212,6 +214,7 @@ def test_three_replicas_are_reloaded_one_after_the_other_under_their_trainers(tm
             trainer.go_on.set()
         for trainer, epoch in zip(trainers, epochs, strict=True):
             trainer.check(0, epoch.result(), embeddings[1])
+            trainer.check(1, trainer.run(1), embeddings[1])
         # A new replica knows nothing of the old version but what lies in the folder.
         (tmp_path / "d").mkdir()
         fourth = stack.enter_context(serve(tmp_path / "d", *shared, source=tmp_path / "source"))

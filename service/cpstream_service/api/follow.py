@@ -49,8 +49,8 @@ class Follower:
             await asyncio.sleep(_POLL_S if self.versions.is_ready else _POLL_LOADING_S)
             try:
                 await self._look()
-            except OSError as error:  # the control folder is gone, or full: what is served goes on
-                logger.warning("cannot follow the state of the versions: %s", error)
+            except Exception:  # such as a full disk: what is served goes on
+                logger.exception("cannot follow the state of the versions")
                 await asyncio.sleep(1)
 
     async def _look(self) -> None:

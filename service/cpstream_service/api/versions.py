@@ -148,6 +148,13 @@ class Versions:
         Raises NotReady, UnknownSplit, and DatasetChanged when no version that is held has the fingerprint; Forgotten, and Reloading
         where none is pinned, when the split holds what is to be forgotten.
         """
+        current = self._current
+        if current is not None and not self._forgotten:  # as nearly always
+            split = current.snapshot.splits.get(name)
+            if split is not None and (pinned is None or pinned == split.fingerprint):
+                if pinned is not None:
+                    current.last_use.note()
+                return split
         return self.find(name, pinned)[1]
 
     def find(self, name: str, pinned: str | None = None) -> tuple[Version, Split]:

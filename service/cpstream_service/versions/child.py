@@ -15,6 +15,7 @@ from ..progress import listen
 from ..setting_errors import SettingsError
 from ..snapshot.inputs import seen_of
 from ..snapshot.last_use import Retention
+from ..snapshot.store import Snapshot
 from .messages import Failed, SourceChanged, Task, Told, Written
 
 logger = logging.getLogger("cpstream.service")
@@ -29,7 +30,9 @@ def main(descriptor: int) -> NoReturn:
     threading.Thread(target=_end_with, args=(connection,), name="service", daemon=True).start()
     with logging_to_stderr(task.settings), contextlib.suppress(BrokenPipeError):
         if task.do == "load":
-            connection.send(_loaded(task, connection))
+            said, _held = _loaded(task, connection)  # _held: so that nobody removes it before the service has it open, and goes
+            connection.send(said)
+            threading.Event().wait()
         else:
             _watch(task, connection)
     os._exit(0)  # not by giving back millions of objects one by one
@@ -41,7 +44,7 @@ def _end_with(connection: "Connection[Any, Any]") -> None:
     os._exit(1)
 
 
-def _loaded(task: Task, connection: "Connection[Any, Any]") -> Written | Failed:
+def _loaded(task: Task, connection: "Connection[Any, Any]") -> tuple[Written | Failed, Snapshot | None]:
     from ..snapshot.load import load  # with all that reads sources
 
     listen(lambda phase, rows, total: connection.send(Told(phase, rows, total)))
@@ -50,11 +53,11 @@ def _loaded(task: Task, connection: "Connection[Any, Any]") -> Written | Failed:
         seen = seen_of(task.data) if task.settings.watch else ""
         loaded = load(task.data, progress=task.show_progress, retention=retention)
     except (DataError, SettingsError, OSError) as error:
-        return Failed(error)
+        return Failed(error), None
     except Exception as error:
         logger.exception("loading the data failed")
-        return Failed(DataError(f"loading failed by a defect of the service ({error!r:.200}); the log has its cause"))
-    return Written(loaded.snapshot.path, loaded.stale_reason, loaded.notes, seen)
+        return Failed(DataError(f"loading failed by a defect of the service ({error!r:.200}); the log has its cause")), None
+    return Written(loaded.snapshot.path, loaded.stale_reason, loaded.notes, seen), loaded.snapshot
 
 
 def _watch(task: Task, connection: "Connection[Any, Any]") -> None:

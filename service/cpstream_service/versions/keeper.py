@@ -34,7 +34,9 @@ POLL_S = 0.1
 _ACK_POLL_S = 0.01
 _RETIRE_S = 30.0
 """Between two looks for versions that nobody uses any more."""
-_WATCH_AGAIN_S = 10.0
+_AGAIN_S = 10.0
+_CLOSE_S = 2.0
+"""Time to end for the thread, which may be hashing gigabytes."""
 START = "the service starts"
 
 
@@ -80,7 +82,7 @@ class Keeper(threading.Thread):
     def close(self) -> None:
         self._ended.set()
         if self.ident is not None:
-            self.join()
+            self.join(_CLOSE_S)
 
     # The thread
 
@@ -88,7 +90,7 @@ class Keeper(threading.Thread):
         try:
             if self._first():
                 while not self._ended.wait(POLL_S):
-                    self._look()
+                    self._look_on()
         except Exception as error:
             self.error = error
             self._hooks.stop()
@@ -107,11 +109,11 @@ class Keeper(threading.Thread):
         if loaded is not None:
             snapshot, notes, stale_reason = loaded.snapshot, loaded.notes, loaded.stale_reason
         else:
-            written = self._load(self._hooks.loading)
-            if written is None:
+            found = self._load(self._hooks.loading)
+            if found is None:
                 return False
-            snapshot, notes, stale_reason = self._opened(written.path, verify=False), written.notes, written.stale_reason
-            self._seen = written.seen
+            written, snapshot = found
+            notes, stale_reason, self._seen = written.notes, written.stale_reason, written.seen
         self._identity = identity_of(self._data)
         self._take(snapshot)
         self._make_current(snapshot, stale_reason)
@@ -120,7 +122,7 @@ class Keeper(threading.Thread):
             self._hooks.ready(snapshot, notes, stale_reason)
         return not self._ended.is_set()
 
-    def _load(self, begun: Callable[[], None] = lambda: None) -> Written | None:
+    def _load(self, begun: Callable[[], None] = lambda: None) -> tuple[Written, Snapshot] | None:
         """In a process of its own. None where the service ends meanwhile. Raises what went wrong. begun: the source is there."""
         self._loader, is_told = self._apart("load"), False
         while not self._ended.is_set():
@@ -131,13 +133,23 @@ class Keeper(threading.Thread):
                 is_told = True
                 self._tell(Progress(phase=said.phase, rows=said.rows, total=said.total))
             elif said is not None:
-                self._loader.close()
-                self._loader = None
-                if isinstance(said, Failed):
-                    raise said.error
-                assert isinstance(said, Written)  # noqa: S101
-                return said
+                try:
+                    if isinstance(said, Failed):
+                        raise said.error
+                    assert isinstance(said, Written)  # noqa: S101
+                    return said, self._opened(said.path, verify=False)  # while the process has it open, so that nobody removes it
+                finally:
+                    self._loader.close()
+                    self._loader = None
         return None
+
+    def _look_on(self) -> None:
+        """What is served goes on, whatever happens here."""
+        try:
+            self._look()
+        except Exception:
+            logger.exception("the data is served as before, and cannot be reloaded now; tried again in %d s", _AGAIN_S)
+            self._ended.wait(_AGAIN_S)
 
     def _look(self) -> None:
         """Do what is to be done now."""
@@ -164,9 +176,9 @@ class Keeper(threading.Thread):
             self._seen = said.seen
             self.begin("the source changed")
         elif isinstance(said, Failed):
-            logger.warning("the process that watches the source ended, and begins again in %d s", _WATCH_AGAIN_S)
+            logger.warning("the process that watches the source ended, and begins again in %d s", _AGAIN_S)
             self._watcher.close()
-            self._watcher, self._watch_at_s = None, time.monotonic() + _WATCH_AGAIN_S
+            self._watcher, self._watch_at_s = None, time.monotonic() + _AGAIN_S
 
     # Reloads
 
@@ -175,12 +187,13 @@ class Keeper(threading.Thread):
         logger.info("reload %d begins: %s", number, reason)
         self._begin(number, reason)
         try:
-            written = self._load()
-            if written is None:
+            found = self._load()
+            if found is None:
                 return
+            written, snapshot = found
             if written.stale_reason is not None:
                 raise DataError(written.stale_reason)
-            self._become(written)
+            self._become(written, snapshot)
         except Exception as error:  # whatever it is, the old data is served
             if not isinstance(error, (DataError, OSError)):
                 logger.exception("reload %d met a defect of the service", number)
@@ -191,7 +204,7 @@ class Keeper(threading.Thread):
             self._control.forget_reloads(number)
             self._retire()
 
-    def _become(self, written: Written) -> None:
+    def _become(self, written: Written, snapshot: Snapshot) -> None:
         """Have what was loaded served. Raises DataError where a worker cannot open it."""
         self._seen = written.seen
         key = written.path.name
@@ -200,7 +213,6 @@ class Keeper(threading.Thread):
             self._state = self._state.model_copy(update={"stale_reason": None})
             self._end("unchanged")
             return
-        snapshot = self._snapshots.get(key) or self._opened(written.path, verify=False)
         self._take(snapshot)
         self._make_current(snapshot, None)
         self._end("succeeded")

@@ -62,7 +62,7 @@ def create_app(
         if snapshot is not None:
             versions.open(Version.of(snapshot, settings))
             versions.make_current(snapshot.path.name)
-        jobs = Jobs(settings.roles)
+        jobs = Jobs(settings.roles, lambda: drain.draining)
         service = app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs, follower)
         metrics.held.splits, metrics.held.versions = versions.splits, lambda: len(versions.held)
         metrics.held.state, metrics.held.is_stale = lambda: service.state, lambda: service.is_stale

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -46,12 +47,10 @@ def children(of: int | str = "self") -> set[int]:
     """The processes of statistics that this one, or another, has started."""
     found = set()
     for task in Path(f"/proc/{of}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            try:
+        with suppress(OSError):  # threads and processes end meanwhile
+            for child in (task / "children").read_text().split():
                 if b"cpstream_service.statistics.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.add(int(child))
-            except OSError:
-                continue
     return found
 
 
@@ -183,6 +182,20 @@ def test_it_ends_with_the_service(slow: Snapshot) -> None:
         (process,) = children()
     assert not is_there(process)
     assert not (slow.path / ".statistics").exists()
+
+
+def test_a_service_that_is_told_to_end_ends_it_at_once(slow: Snapshot) -> None:
+    """Not after the streams that are let finish."""
+    (slow.path / ".statistics").unlink(missing_ok=True)
+    told: list[bool] = []
+    job = Jobs((), lambda: bool(told))
+    job.ask(slow)
+    poll(children)
+    told.append(True)
+    poll(lambda: not children())
+    assert not (slow.path / ".statistics").exists()
+    poll(lambda: job.ask(slow) == 0.0)  # as the thread that waits for it ends
+    assert not children()
 
 
 def test_it_ends_with_a_service_that_is_killed(slow: Snapshot) -> None:

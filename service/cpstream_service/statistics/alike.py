@@ -90,9 +90,10 @@ def _candidates(
 
     Looks at REACH of the others on either side in the order of keys(), and notes in is_crowded where there are more.
     """
-    order = np.argsort(keys(other_signs, band))
+    order, ours = np.argsort(keys(other_signs, band)), keys(signs, band)
+    rows = rows[np.argsort(ours[rows])]  # so that the search goes on where it was
     bands, other_bands = codes(signs, band), codes(other_signs, band)[order]
-    start = np.searchsorted(keys(other_signs, band)[order], keys(signs, band)[rows])
+    start = np.searchsorted(keys(other_signs, band)[order], ours[rows])
     found: list[tuple[Indices, Indices, Indices]] = []
     for step in (1, -1):
         asking, at = rows, start if step > 0 else start - 1

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -32,8 +33,9 @@ from .vectors import vector_figures
 
 MAX_SIGNED = 4_000_000
 """Samples of all splits of which signatures are made: 128 MB. Of more, near-duplicates are not looked for."""
-_MOMENTS, _NEAR, _PREDICTIONS = 10, 1, 1
-"""What a row costs, about, in each part of the work."""
+_NEAR = 3.0
+_MOMENTS, _PREDICTIONS = 1 / 64, 1 / 400
+"""What a row costs, about: beside each other split, and for each number of its embedding."""
 
 
 class Figures(Body, frozen=True):
@@ -94,8 +96,12 @@ def compute(snapshot: Snapshot, roles: tuple[str, ...], tell: Callable[[float], 
 
 
 def _costs(splits: list[Split]) -> float:
-    rows = sum(len(split.cps) for split in splits)
-    return rows * (_MOMENTS + _NEAR * (len(splits) - 1) + 2 * _PREDICTIONS)
+    rows, numbers = sum(len(split.cps) for split in splits), sum(split.embeddings.size for split in splits)
+    return rows * _NEAR * (len(splits) - 1) + numbers * (_MOMENTS + 2 * _PREDICTIONS)
+
+
+def _count(done: Callable[[float], None], cost: float, rows: int) -> None:
+    done(rows * cost)
 
 
 def _each(splits: list[Split], train: str | None, done: Callable[[float], None]) -> tuple[dict[str, _Part], Fits | None]:
@@ -112,7 +118,7 @@ def _each(splits: list[Split], train: str | None, done: Callable[[float], None])
     }
     for split in splits:
         centre, signer = tools[split.embeddings.shape[1]]
-        found = moments(split, centre, signer, lambda rows: done(rows * _MOMENTS))
+        found = moments(split, centre, signer, partial(_count, done, split.embeddings.shape[1] * _MOMENTS))
         eigenvalues: Doubles | None = None
         if found.gram is not None and split.name == train:
             regressions, eigenvalues = fits(split.name, found)
@@ -200,12 +206,13 @@ def _baselines(parts: Mapping[str, _Part], players: Cast, regressions: Fits | No
         for part in parts.values():
             part.notes.append(f"no baseline: {'; '.join(reasons)}")
         return
-    chosen = choose(regressions, parts[dev].split, lambda rows: done(rows * _PREDICTIONS))
+    predicted = partial(_count, done, len(regressions.weights) * _PREDICTIONS)
+    chosen = choose(regressions, parts[dev].split, predicted)
     for part in parts.values():
         if len(part.found.sums) != len(regressions.weights):
             part.notes.append(f"no baseline: {chosen.fit.fitted_on}, on which it is fitted, has another dimension")
             continue
-        part.baseline = judge(chosen, part.split, lambda rows: done(rows * _PREDICTIONS))
+        part.baseline = judge(chosen, part.split, predicted)
         if part.baseline.ridge.r2 is None:
             part.notes.append("no R2: all samples have the same rate")
 

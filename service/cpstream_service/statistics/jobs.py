@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..errors import StatisticsFailed
@@ -38,10 +39,13 @@ class _Job:
 
 
 class Jobs:
-    """The figures of each version. roles: which split is which, as the settings have it. close() ends what is being computed."""
+    """The figures of each version. roles: which split is which, as the settings have it. close() ends what is being computed.
 
-    def __init__(self, roles: tuple[str, ...]) -> None:
-        self._roles = roles
+    is_ending: whether the service has been told to end, and only lets replies finish: nothing is computed any more.
+    """
+
+    def __init__(self, roles: tuple[str, ...], is_ending: Callable[[], bool] = lambda: False) -> None:
+        self._roles, self._is_ending = roles, is_ending
         self._jobs: OrderedDict[str, _Job] = OrderedDict()
         self._lock = threading.Lock()
         self._closed = False
@@ -102,7 +106,7 @@ class Jobs:
                 os.close(held)  # the process has it now
                 held = -1
                 job.process = process
-                if self._closed:
+                if self._closed:  # since it was started
                     process.kill()
                 self._listen(job, process, snapshot)
             if job.ready is None and not self._closed:
@@ -127,6 +131,7 @@ class Jobs:
             [sys.executable, "-I", "-S", "-c", code, json.dumps(task)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             pass_fds=(held,),
             env=os.environ | _ONE_THREAD,
         )
@@ -138,6 +143,9 @@ class Jobs:
             word, _, rest = line.decode().strip().partition(" ")
             if word == "progress":
                 job.progress = float(rest)
+                if self._is_ending():
+                    self._closed = True
+                    process.kill()
             elif word == "unkept":
                 logger.warning("the statistics cannot be kept beside the snapshot, and are in memory alone: %s", rest)
             elif word == "failed":

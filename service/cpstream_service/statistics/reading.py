@@ -10,7 +10,7 @@ from ..snapshot.store import EMBEDDINGS, Split
 from ..sources.rows import rows_per_chunk
 
 PIECE_BYTES = 8 << 20
-_FAULTS = 1024
+_FAULTS = 64
 
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -35,7 +35,7 @@ def pieces(split: Split) -> Iterator[tuple[int, Floats]]:
 
 
 def rows_at(split: Split, indices: Indices) -> Floats:
-    """The embeddings of these samples (B, D), through the map, of which nothing stays in memory: each fault brings 64 KB."""
+    """The embeddings of these samples (B, D), through the map, of which nothing stays: a fault brings up to 2 MB of it."""
     rows = np.empty((len(indices), split.embeddings.shape[1]), np.float32)
     mapped, embeddings = getattr(split.embeddings, "_mmap", None), np.asarray(split.embeddings)
     for low in range(0, len(indices), _FAULTS):

@@ -32,8 +32,9 @@ def main(task: dict[str, Any]) -> None:
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
     try:
         _work(Path(task["folder"]), task["fingerprint"], tuple(task["roles"]))
-    except (OSError, SnapshotInvalid, MemoryError) as error:
-        _tell(f"failed {' '.join(str(error).split()) or type(error).__name__}")
+    except Exception as error:
+        said = str(error) if isinstance(error, OSError | SnapshotInvalid) else repr(error)
+        _tell(f"failed {' '.join(said.split())}")
     sys.stdout.flush()
     os._exit(0)
 

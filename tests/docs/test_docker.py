@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import ssl
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import trustme
 import yaml
 from command import serve
 from conftest import Server, poll, serving
+from soak.engine import compose_command, has_engine, output
 
 from cpstream_service.app import create_app
 from cpstream_service.cli.app import unknown_variables
@@ -106,23 +106,12 @@ class TestHealthCheck:
         assert self.check("http://127.0.0.1:1") != 0
 
 
-def output(*command: str, **environment: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
-    return done.stdout
-
-
 def get(url: str) -> Any:
     with urllib.request.urlopen(url, timeout=30) as reply:
         return json.load(reply)
 
 
-def answers(command: list[str]) -> bool:
-    return shutil.which(command[0]) is not None and not subprocess.run(command, capture_output=True, timeout=60).returncode
-
-
-HAS_ENGINE = answers(["docker", "info"])
-COMPOSE_COMMAND = next((words for words in (["docker", "compose"], ["docker-compose"]) if answers([*words, "version"])), [])
+HAS_ENGINE, COMPOSE_COMMAND = has_engine(), compose_command()
 
 
 def inspect(container: str, template: str) -> str:

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import uvicorn
@@ -48,6 +49,10 @@ from cpstream_service.snapshot.store import Snapshot, Split
 
 _SMALL_BYTES = 20_000
 DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
+
+
+for each in ("connect", "read", "write", "pool"):  # 5 s is little on a machine that is busy with other things, too
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, each, 60.0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Server, bound
+from conftest import Server, bound, poll
 from faultproxy import FaultProxy
 from oracle import FORKING
 from torch.utils.data import DataLoader, RandomSampler
@@ -109,10 +109,11 @@ def test_a_loop_that_is_faster_than_its_server_waits_for_the_rest(server: Server
     waited_s = stats["exposed_ms"]["total"] / 1e3
     assert stats["steps"] == STEPS
     assert waited_s == pytest.approx(took - computed, rel=0.1)  # all of the loop's time is its compute or its wait
-    # As if nothing were fetched ahead it would be 0.12 s, and 0 if only what is asked for late counted.
-    # (The first batch aside, for which connections are opened and workers started.)
-    assert 0.05 < (waited_s - stats["exposed_ms"]["max"] / 1e3) / (STEPS - 1) < 0.1
-    assert 0.04 < stats["exposed_ms"]["p50"] / 1e3 < 0.1
+    # As if nothing were fetched ahead it would be all of a batch's time, and 0 if only what is asked for late counted. (The first
+    # batch aside, for which connections are opened and workers started.) On a busy machine both take longer than was asked for.
+    fetched, computed = stats["background_ms"]["fetch"] / 1e3 / STEPS, computed / STEPS
+    assert 0.7 * (fetched - computed) < (waited_s - stats["exposed_ms"]["max"] / 1e3) / (STEPS - 1) < 0.8 * fetched
+    assert 0.6 * (fetched - computed) < stats["exposed_ms"]["p50"] / 1e3 < 0.8 * fetched
     assert stats["exposed_ms"]["p99"] == pytest.approx(stats["exposed_ms"]["max"], rel=0.05)
     assert stats["background_ms"]["fetch"] / 1e3 > 0.8 * STEPS * fetch_s
     assert stats["bytes"] >= 1800 * 620
@@ -123,9 +124,11 @@ def test_a_loop_that_is_faster_than_its_server_waits_for_the_rest(server: Server
 def test_a_loop_that_is_slower_than_its_server_does_not_wait(server: Server) -> None:
     train = StreamingEmbeddingsDataset(server.url, "train", batch_size=BATCH_SIZE)
     batches = loader(train)
-    took, _ = run(batches, 0.03)
+    for step, _ in enumerate(batches):
+        if step == 0:  # a step that takes longer than all the others' batches
+            poll(lambda: batches.stats()["bytes"] >= 1800 * 620)
     stats = batches.stats()
-    assert stats["exposed_ms"]["total"] < 0.3 * took * 1e3  # the first batch, mostly
+    assert stats["exposed_ms"]["total"] - stats["exposed_ms"]["max"] < 0.3 * stats["exposed_ms"]["max"]  # the first batch, mostly
     assert stats["exposed_ms"]["p50"] < 10
     assert stats["queue"]["depth"] > 2
 

@@ -54,14 +54,16 @@ def test_list_names_every_measurement(tmp_path: Path) -> None:
 
 def test_quick_run_measures_both_sides_and_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    done = run("--quick", "--results", str(tmp_path / "results"), "--only", *RATIOS, *OTHERS, tmp_path=tmp_path / "tmp")
+    done = run(
+        "--quick", "--rounds", "1", "--results", str(tmp_path / "results"), "--only", *RATIOS, *OTHERS, tmp_path=tmp_path / "tmp"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (dated,) = (tmp_path / "results").glob("20*.json")
     assert dated.read_text() == (tmp_path / "results" / "latest.json").read_text()
     assert list((tmp_path / "tmp").iterdir()) == []
 
     report = json.loads(dated.read_text())
-    assert report["command"].startswith("python -m benchmarks --quick")
+    assert report["command"].startswith("python -m benchmarks --quick --rounds 1")
     assert report["machine"]["cores"] >= 1
     assert report["machine"]["packages"]["torch"]
     outcomes = {outcome["name"]: outcome for outcome in report["outcomes"]}

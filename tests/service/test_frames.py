@@ -16,6 +16,7 @@ from cpstream_client import (
     Batch,
     BatchQuery,
     Client,
+    ContractMismatch,
     CorruptedError,
     CpstreamError,
     Retry,
@@ -176,7 +177,8 @@ def test_any_damaged_byte_of_a_reply_is_noticed(small: Server, monkeypatch: pyte
             where = f"byte {position} ^ {mask:#x}: {bytes(damaged[max(0, position - 30) : position + 30])!r}"
             got = outcome(ask, small.url, timeout_s=5)
             if isinstance(got, CpstreamError):
-                assert is_retryable(got), f"{where}: {got!r}"
+                counts_when_it_comes_twice = isinstance(got, ContractMismatch) and not is_certain(got)
+                assert is_retryable(got) or counts_when_it_comes_twice, f"{where}: {got!r}"
                 noticed += 1
             else:
                 assert got == answer, where

@@ -1,5 +1,6 @@
 """What /metrics says, by its numbers: a known stream gives exactly these, by two workers and after the death of one, too."""
 
+import json
 import os
 import re
 import signal
@@ -25,8 +26,12 @@ BATCHES = "/v1/splits/{split}/batches"
 
 def figures(url: str) -> dict[str, float]:
     """Each number by its name and labels, in the order of their names and without empty ones: cpstream_samples_total{split=dev}."""
+    return parsed(httpx.get(f"{url}/metrics").text)
+
+
+def parsed(text: str) -> dict[str, float]:
     found = {}
-    for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
+    for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()) if value)
             found[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
@@ -192,3 +197,31 @@ def test_reloads_are_counted_and_what_was_served_before_leaves_nothing(tmp_path:
             "failed": 1.0,
         }
         assert (found["cpstream_stale"], found["cpstream_versions"]) == (1.0, 2.0)
+
+
+def test_what_is_sent_is_counted_by_the_names_of_tokens(tmp_path: Path) -> None:
+    secrets = {"team-a": "a" * 32, "team-b": "b" * 32, "prometheus": "c" * 32}
+    scopes = {"team-a": "read", "team-b": "read", "prometheus": "metrics"}
+    tokens = tmp_path / "tokens.toml"
+    tokens.write_text("".join(f'[{name}]\ntoken = "{secret}"\nscopes = ["{scopes[name]}"]\n' for name, secret in secrets.items()))
+    with serve(tmp_path, "--workers", "2", "--tokens-file", str(tokens), "--log-format", "json") as service:
+        for _ in range(3):
+            with Client(service.url, token=secrets["team-a"]) as client:
+                assert sum(batch.num_rows for batch in client.batches("dev", batch_size=50)) == 300
+        with httpx.Client(base_url=service.url) as http:
+            headers = {"Authorization": f"Bearer {secrets['team-b']}"}
+            nbytes = len(http.get("/v1/splits/dev/batches", params={"limit": 1}, headers=headers).content)
+            http.get("/v1/splits/nowhere", headers=headers)
+            http.get("/v1/splits/dev", headers={"Authorization": "Bearer wrong"})
+            text = http.get("/metrics", headers={"Authorization": f"Bearer {secrets['prometheus']}"}).text
+        found = parsed(text)
+        assert found["cpstream_samples_total{split=dev,token=team-a}"] == 900.0
+        assert found["cpstream_samples_total{split=dev,token=team-b}"] == 256.0
+        assert found[f"cpstream_sent_bytes_total{{route={BATCHES},token=team-b}}"] == nbytes
+        assert found["cpstream_refusals_total{code=unknown-split,token=team-b}"] == 1.0
+        assert found["cpstream_refusals_total{code=unauthorized}"] == 1.0
+        assert service.stop() == 0
+        log = service.log.read_text()
+    assert not any(secret in text + log for secret in secrets.values())
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert {line["token"] for line in lines if line.get("route") == BATCHES} == {"team-a", "team-b"}

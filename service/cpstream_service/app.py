@@ -12,6 +12,7 @@ from .api.access import Access
 from .api.description import DESCRIPTION, TAGS, complete
 from .api.drain import Drain
 from .api.follow import Follower
+from .api.forgetting import Forgetful, Forgetting
 from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
@@ -25,7 +26,7 @@ from .api.versions import Version, Versions
 from .batches.server import BatchServer
 from .credentials import Credentials
 from .hangup import Hangup, on_hangup
-from .settings import ServeSettings
+from .settings import DataSettings, ServeSettings
 from .snapshot.store import Snapshot, Split
 from .statistics.jobs import Jobs
 from .versions.control import Control
@@ -39,11 +40,12 @@ def create_app(
     control: Control | None = None,
     credentials: Credentials | None = None,
     hangup: Hangup | None = None,
+    data: DataSettings | None = None,
 ) -> FastAPI:
     """An ASGI application that serves the snapshot; or, with None and the control folder of a keeper, what that tells it to.
 
     stale_reason: why the snapshot may be older than its source, or None; credentials: those that TLS takes, too; hangup: as it was
-    when the first process started.
+    when the first process started; data: where the data is from, where its forget list is to be followed.
     """
     metrics = Metrics()
     drain = Drain(settings.drain_timeout_s)
@@ -53,22 +55,24 @@ def create_app(
     routes = [route for each in resources for route in each.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)
+    forgetting = None if data is None or data.forget_list is None else Forgetting(data)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         batch_server = BatchServer(settings)
         versions = Versions(batch_server, stale_reason)
         follower = None if control is None else Follower(versions, settings, control)
-        if snapshot is not None:
-            versions.open(Version.of(snapshot, settings))
-            versions.make_current(snapshot.path.name)
         jobs = Jobs(settings.roles, lambda: drain.draining)
         service = app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs, follower)
         metrics.held.splits, metrics.held.versions = versions.splits, lambda: len(versions.held)
         metrics.held.state, metrics.held.is_stale = lambda: service.state, lambda: service.is_stale
-        async with nullcontext() if follower is None else follower.following():
-            with drain.on_signals(), on_hangup(hung_up, access.read_again):
-                yield
+        async with nullcontext() if forgetting is None else forgetting.watching(versions):  # before anything is open
+            if snapshot is not None:
+                versions.open(Version.of(snapshot, settings))
+                versions.make_current(snapshot.path.name)
+            async with nullcontext() if follower is None else follower.following():
+                with drain.on_signals(), on_hangup(hung_up, access.read_again):
+                    yield
         jobs.close()
         versions.close()
         batch_server.close()
@@ -95,6 +99,7 @@ def create_app(
             *proxied,  # whoever counts or logs clients sees those behind a trusted proxy
             # every reply, of whatever layer, has an id, a line in the log and a count
             Middleware(Observability, metrics=metrics, span=None if traced is None else traced.span),
+            *([] if forgetting is None else [Middleware(Forgetful, forgetting=forgetting)]),  # nothing is kept, all can be cut
             Middleware(Problems),  # whatever goes wrong within leaves as a problem
             # what is refused costs no routing, and the drain sees who is in
             Middleware(

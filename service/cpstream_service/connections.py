@@ -17,15 +17,16 @@ from collections.abc import Sequence
 from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from httptools import HttpParserError
 from uvicorn.server import ServerState
 
+from .api.forgetting import SENDER
 from .batches.pace import PACE, Pace
 from .crowd import Refusals, Seldom, Silent
 from .proxy_protocol import read_preface
-from .stalls import StallWatch
+from .stalls import StallWatch, reset, unacknowledged
 from .upgrades import HttpOnly
 
 logger = logging.getLogger("cpstream.service")
@@ -64,6 +65,7 @@ class Connection(HttpOnly):
         super().__init__(*args, **named)
         self._stall_timeout_s, self._trusted_proxies = stall_timeout_s, trusted_proxies
         self._crowd = _crowd_of(self.server_state)
+        self._found_by = ref(self)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -81,6 +83,15 @@ class Connection(HttpOnly):
                 "closed %d connections that asked nothing, as there may be no more than %d; raise ulimit -n (LimitNOFILE)",
                 self._crowd.silent.most,
             )
+
+    def is_sending(self) -> bool:
+        """Whether a reply may not have reached the other end yet, or not all of it."""
+        is_answered = self.cycle is None or self.cycle.response_complete
+        return not is_answered or self.transport.get_write_buffer_size() > 0 or unacknowledged(self.transport) > 0
+
+    def reset(self) -> None:
+        """Close at once: nothing that was written and has not left does so any more."""
+        reset(self.transport)
 
     def close_if_idle(self) -> bool:
         if self.transport.get_write_buffer_size():  # the rest of a reply
@@ -169,6 +180,7 @@ class Connection(HttpOnly):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self.scope["state"][SENDER] = self._found_by
         self.scope["state"][PACE] = self._pace
         self.scope["state"]["has_certificate"] = self._has_certificate
         self._in_head = True

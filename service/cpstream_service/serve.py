@@ -63,7 +63,7 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
         for told in readable_by_others(settings):
             logger.warning("%s", told)
         with Control.made() as control:
-            config = _config(partial(worker_app, settings, control, credentials, hangup), settings, credentials)
+            config = _config(partial(worker_app, data, settings, control, credentials, hangup), settings, credentials)
             if settings.workers > 1:
                 return _serve_by_workers(data, settings, control, config, sock, hangup)
             server = uvicorn.Server(config)
@@ -76,9 +76,9 @@ def _serve(data: DataSettings, settings: ServeSettings) -> int:
     return 0
 
 
-def worker_app(settings: ServeSettings, control: Control, credentials: Credentials, hangup: Hangup) -> FastAPI:
+def worker_app(data: DataSettings, settings: ServeSettings, control: Control, credentials: Credentials, hangup: Hangup) -> FastAPI:
     """The application of a process that serves: what the keeper tells it to."""
-    return create_app(None, settings, control=control, credentials=credentials, hangup=hangup)
+    return create_app(None, settings, control=control, credentials=credentials, hangup=hangup, data=data)
 
 
 def _serve_by_workers(

@@ -36,7 +36,7 @@ class StallWatch:
 
     def _look(self) -> None:
         left = self._transport.get_write_buffer_size()
-        seen = self.turns, left, _unacknowledged(self._transport) if left or self._is_tls else 0
+        seen = self.turns, left, unacknowledged(self._transport) if left or self._is_tls else 0
         self._times = self._times + 1 if any(seen[1:]) and seen == self._seen else 0
         self._seen = seen
         if self._times < _LOOKS:
@@ -47,12 +47,17 @@ class StallWatch:
             self.peer,
             self._timeout_s,
         )
-        with contextlib.suppress(OSError):  # by a reset, or the kernel would go on holding its part of the reply
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._transport.abort()
+        reset(self._transport)
 
 
-def _unacknowledged(transport: asyncio.Transport) -> int:
+def reset(transport: asyncio.Transport) -> None:
+    """Close a connection at once, by a reset: or the kernel would go on holding, and sending, its part of the reply."""
+    with contextlib.suppress(OSError):
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def unacknowledged(transport: asyncio.Transport) -> int:
     """Bytes that the kernel holds for the other end. 0 where it does not say."""
     sock = transport.get_extra_info("socket")
     try:

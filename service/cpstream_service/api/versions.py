@@ -64,13 +64,15 @@ class Versions:
     """What one worker holds. progress: how far loading is, for whoever asks before there is anything.
 
     stale_reason: why the current version may be older than its source, or None. open_other: whether a split of this fingerprint
-    lies in the snapshot folder, which replicas share: then it is held soon.
+    lies in the snapshot folder, which replicas share: then it is held soon. judge: called with what is opened, before it is served;
+    says by `forget` what of it holds something to be forgotten.
     """
 
     batch_server: BatchServer
     stale_reason: str | None = None
     progress: Callable[[], str] = lambda: "the data is being loaded"
     open_other: Callable[[str, str], bool] = lambda split, fingerprint: False
+    judge: Callable[[Snapshot], None] = lambda snapshot: None
     _held: dict[str, Version] = field(default_factory=dict)
     _current: Version | None = None
     _forgotten: set[str] = field(default_factory=set)
@@ -105,6 +107,7 @@ class Versions:
     def open(self, version: Version) -> None:
         self._held[version.key] = version
         self.batch_server.open(version.snapshot)
+        self.judge(version.snapshot)
 
     def make_current(self, key: str) -> None:
         """Raises KeyError where it is not open."""
@@ -130,6 +133,13 @@ class Versions:
     def restore(self, fingerprints: Iterable[str]) -> None:
         """These hold nothing of what is to be forgotten: the list has become shorter."""
         self._forgotten.difference_update(fingerprints)
+
+    def check_whole(self, version: Version, pinned: str | None) -> None:
+        """For what depends on the other splits, too. Raises Forgotten, Reloading, where any of them is to be forgotten."""
+        for split in version.snapshot.splits.values() if self._forgotten else ():
+            if pinned is not None and split.fingerprint in self._forgotten:
+                raise Forgotten(split.name, split.fingerprint)
+            self._check_remembered(split)
 
     def _check_remembered(self, split: Split) -> None:
         if split.fingerprint in self._forgotten:

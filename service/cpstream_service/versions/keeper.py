@@ -18,6 +18,7 @@ from cpstream_client.contract.bodies import Progress, Reload, RunningReload
 
 from ..errors import DataError
 from ..settings import DataSettings, ServeSettings
+from ..snapshot.forgotten import Judge, ListWatch, purge
 from ..snapshot.inputs import identity_of, seen_of
 from ..snapshot.last_use import LastUse, Retention
 from ..snapshot.load import find_current
@@ -74,6 +75,7 @@ class Keeper(threading.Thread):
         self._done = 0
         self._seen = ""
         self._ended = threading.Event()
+        self._forget_list = None if data.forget_list is None else ListWatch(data)
 
     def begin(self, reason: str) -> int:
         """Begin a reload. Returns its number. From any thread."""
@@ -120,6 +122,7 @@ class Keeper(threading.Thread):
         self._end("succeeded")
         if not self._ended.is_set():
             self._hooks.ready(snapshot, notes, stale_reason)
+            self._purge()
         return not self._ended.is_set()
 
     def _load(self, begun: Callable[[], None] = lambda: None) -> tuple[Written, Snapshot] | None:
@@ -160,6 +163,10 @@ class Keeper(threading.Thread):
             self._open_other(key)
         if self._settings.watch:
             self._look_at_watcher()
+        current = self._snapshots.get(self._state.current or "")
+        made_by = "" if current is None else current.forgotten
+        if self._forget_list is not None and self._forget_list.wants_reload(made_by):
+            self.begin("the forget list changed")
         asked = self._control.asked()
         if asked > self._done:
             self._reload(asked)
@@ -217,6 +224,7 @@ class Keeper(threading.Thread):
         self._make_current(snapshot, None)
         self._end("succeeded")
         self._hooks.renewed(snapshot, written.notes)
+        self._purge()
 
     def _take(self, snapshot: Snapshot, *, oldest: bool = False) -> None:
         """Have every worker open a version. Raises DataError where one cannot."""
@@ -267,6 +275,17 @@ class Keeper(threading.Thread):
         if self._state.current is not None:
             current = self._snapshots[self._state.current].path
             remove_outdated(current.parent, self._identity, current, self._retention)
+
+    def _purge(self) -> None:
+        """Drop what holds something to be forgotten, and remove its files, whoever has them open."""
+        if self._forget_list is None or self._state.current is None:
+            return
+        judge, current = Judge.of(self._data, self._forget_list.read()), self._state.current
+        gone = [key for key, snapshot in self._snapshots.items() if key != current and judge.forgotten_in(snapshot)]
+        if gone:
+            self._drop(gone)
+        for key in purge(self._data, self._identity, judge, keep=current):
+            logger.info("removed the files of version %s, which held a recording to be forgotten", key)
 
     def _drop(self, keys: list[str]) -> None:
         """Have every worker let go of them; what has become of the files is seen to as soon as nobody has them open."""

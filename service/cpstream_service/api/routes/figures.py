@@ -73,6 +73,7 @@ async def projection(split: SplitName, request: Request, service: CurrentService
 async def _figures(split: str, service: Service, pinned: str | None) -> Texts | Response:
     """What is said of the split, or the reply that it is being computed."""
     version, served = service.versions.find(split, pinned)
+    service.versions.check_whole(version, pinned)
     found = service.jobs.ready(version.snapshot)
     if found is None:
         answer = await to_thread.run_sync(service.jobs.ask, version.snapshot)

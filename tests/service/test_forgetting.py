@@ -1,0 +1,194 @@
+"""A recording is forgotten while the service runs: real services, of one and of two workers, and a replica beside them."""
+
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from command import Service, serve
+from conftest import poll
+
+from cpstream_client import Client, ForgottenError, Retry
+from cpstream_client.torch import StreamingEmbeddingsDataset, loader
+
+LAST = "5999.wav"
+
+
+@dataclass
+class Place:
+    """Where the services of a test have their files: one source of their own, one list, one snapshot folder."""
+
+    folder: Path
+    source: Path
+
+    @property
+    def list(self) -> Path:
+        return self.folder / "forget.txt"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
+
+    @contextmanager
+    def service(self, *arguments: str, name: str = "one") -> Iterator[Service]:
+        (self.folder / name).mkdir()
+        shared = ["--snapshot-dir", str(self.snapshots), "--forget-list", str(self.list), *arguments]
+        with serve(self.folder / name, *shared, source=self.source) as service:
+            yield service
+
+    def held(self) -> bytes:
+        """All bytes of all snapshots, and of what was made from them."""
+        found = []
+        for path in sorted(self.snapshots.rglob("*")):
+            try:
+                found.append(path.read_bytes() if path.is_file() else b"")
+            except FileNotFoundError:
+                continue
+        return b"".join(found)
+
+
+@pytest.fixture
+def place(tmp_path: Path, large: Path) -> Place:
+    made = Place(tmp_path, tmp_path / "source")
+    shutil.copytree(large, made.source)
+    made.list.write_text("")
+    return made
+
+
+def split_of(service: Service) -> dict[str, object]:
+    reply = httpx.get(f"{service.url}/v1/splits/train")
+    return dict(reply.json()) if reply.status_code == 200 else {}
+
+
+def vector_of(service: Service, path: str) -> bytes:
+    """The bytes of a recording's embedding."""
+    with Client(service.url) as client:
+        index = client.file_paths("train").index(path)
+        batch = client.take("train", [index])
+    assert batch.embeddings is not None
+    return batch.embeddings.tobytes()
+
+
+def refused(service: Service, fingerprint: object, times: int = 6) -> bool:
+    """Whether requests pinned to the data are 410, whichever worker they meet: each on a connection of its own."""
+    codes = {
+        httpx.get(f"{service.url}/v1/splits/train/rows", params={"fingerprint": str(fingerprint)}).status_code for _ in range(times)
+    }
+    return codes == {410}
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_no_later_byte_of_a_recording_leaves(place: Place, workers: str) -> None:
+    with place.service("--workers", workers) as service:
+        fingerprint = split_of(service)["fingerprint"]
+        vector = vector_of(service, LAST)
+        assert vector in place.held()
+        reply = httpx.get(f"{service.url}/v1/splits/train")
+        assert reply.headers["cache-control"] == "no-store, no-transform"
+        query = f"batch_size=64&columns=embedding,file_path&fingerprint={fingerprint}"
+        streams = [opened(service, f"/v1/splits/train/{rest}") for rest in (f"batches?{query}", "embeddings.npy")]
+        assert httpx.get(f"{service.url}/v1/splits/train/batches?{query}&dtype=float16&limit=1").status_code == 200
+        place.list.write_text(f"# asked for by the speaker\n{LAST}\n")
+        poll(lambda: refused(service, fingerprint))
+        for stream in streams:
+            received = rest_of(stream)
+            assert len(received) < 24e6, "the stream was whole"
+            assert vector not in received
+            assert LAST.encode() not in received
+        poll(lambda: split_of(service).get("num_samples") == 5999)
+        now = split_of(service)
+        assert now["fingerprint"] != fingerprint
+        assert refused(service, fingerprint)  # and not 409: whoever kept it must hear of it
+        poll(lambda: vector not in place.held())
+        assert LAST.encode() not in place.held()
+        with Client(service.url) as client:
+            assert LAST not in client.file_paths("train")
+        log = service.log.read_text()
+        assert LAST not in log
+        assert "forgetting: 1 splits are served no more" in log
+    # A service that starts later knows of it, too.
+    with place.service(name="later") as later:
+        assert refused(later, fingerprint)
+
+
+def opened(service: Service, target: str) -> socket.socket:
+    """A connection that has asked, and has taken the first bytes of the reply."""
+    host, port = service.url.removeprefix("http://").split(":")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    sock.settimeout(60)
+    sock.connect((host, int(port)))
+    sock.sendall(f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+    assert sock.recv(12) == b"HTTP/1.1 200"
+    return sock
+
+
+def rest_of(stream: socket.socket) -> bytes:
+    """What still comes, until the other side ends it."""
+    received = bytearray()
+    with stream:
+        try:
+            while piece := stream.recv(1 << 20):
+                received += piece
+        except ConnectionResetError:
+            pass
+    return bytes(received)
+
+
+def test_a_loop_stops_with_the_typed_error_and_goes_on_with_the_next_epoch(place: Place) -> None:
+    with place.service() as service:
+        retry = Retry(timeout_s=120, first_delay_s=0.01, max_delay_s=0.1)
+        train = StreamingEmbeddingsDataset(
+            service.url, "train", batch_size=64, columns=("index",), shuffle=True, retry=retry, prefetch_bytes=1 << 20
+        )
+        vectors = StreamingEmbeddingsDataset(
+            service.url, "train", batch_size=64, retry=retry, prefetch_bytes=1 << 20, cache="memory"
+        )
+        iterator = iter(vectors)
+        next(iterator)
+        batches = loader(train)
+        list(batches)
+        place.list.write_text(f"{LAST}\n")
+        poll(lambda: refused(service, train.info.fingerprint))
+        with pytest.raises(ForgottenError):
+            list(iterator)
+        with pytest.raises(ForgottenError):
+            list(batches)
+        batches.load_state_dict(batches.state_dict(), accept_version=True)  # waits for the new version: 503 reloading until then
+        assert len(np.unique(np.concatenate([index.numpy() for (index,) in batches]))) == 5999
+        assert batches.state_dict()["epoch"] == 2
+
+
+def test_replicas_of_one_snapshot_folder(place: Place) -> None:
+    with place.service("--workers", "2") as one, place.service(name="another") as another:
+        fingerprint = split_of(one)["fingerprint"]
+        vector = vector_of(one, LAST)
+        place.list.write_text(LAST)
+        for service in (one, another):
+            poll(lambda: refused(service, fingerprint))  # noqa: B023
+        for service in (one, another):
+            poll(lambda: split_of(service).get("num_samples") == 5999)  # noqa: B023
+        assert split_of(one) | {"workers": None} == split_of(another) | {"workers": None}
+        poll(lambda: vector not in place.held())
+        # A path that was listed by mistake comes back.
+        place.list.write_text("")
+        for service in (one, another):
+            poll(lambda: split_of(service).get("fingerprint") == fingerprint)  # noqa: B023
+
+
+def test_a_list_that_was_damaged_or_is_gone_brings_nothing_back(place: Place) -> None:
+    place.list.write_text(LAST)
+    with place.service() as service:
+        assert split_of(service)["num_samples"] == 5999
+        place.list.write_bytes(b"\xff\n")
+        poll(lambda: "line 1 is not UTF-8" in service.log.read_text())
+        place.list.unlink()
+        poll(lambda: "forget.txt: there is no such file" in service.log.read_text())
+        assert split_of(service)["num_samples"] == 5999
+        place.list.write_text(f"{LAST}\n0000.wav\n")
+        poll(lambda: split_of(service).get("num_samples") == 5998)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .buffers import BufferPool
-from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitInfo, SplitList
+from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitDifference, SplitInfo, SplitList
 from .contract.plan import Indices
 from .contract.wire import (
     API_PREFIX,
@@ -164,6 +164,10 @@ class Client(Tables, Published):
     def rows(self, split: str, offset: int = 0, length: int = 100) -> Rows:
         """A page of samples, with index, file_path and cps, and the total."""
         return self._json(split_path(split, "rows"), Rows, {"offset": str(offset), "length": str(length)})
+
+    def diff(self, split: str, old: str, new: str | None = None) -> SplitDifference:
+        """What changed between two versions that the service holds, by their fingerprints. new: by default the current one's."""
+        return self._json(split_path(split, "diff"), SplitDifference, {"from": old} | ({"to": new} if new else {}))
 
     def plan(self, split: str, step: int, query: BatchQuery | None = None) -> PlanStep:
         """The audit of a batch: which samples every rank gets at this step of the query's epoch."""

@@ -120,6 +120,35 @@ class SplitList(Body, frozen=True):
     splits: tuple[SplitInfo, ...]
 
 
+class ChangedSample(Body, frozen=True):
+    """A sample that two versions of a split both have, and not the same."""
+
+    file_path: str
+    what: tuple[str, ...] = Field(description="In what they differ: `embedding`, `rate`, `label`.")
+    old_cps: float
+    new_cps: float
+
+
+class SplitDifference(Body, frozen=True):
+    """Body of GET /v1/splits/{split}/diff. Compared by path, and to the bit."""
+
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
+    split: str
+    from_: str = Field(alias="from", description="Fingerprint of the one version.")
+    to: str = Field(description="That of the other.")
+    num_same: Count
+    num_added: Count
+    num_removed: Count
+    num_changed: Count
+    num_embeddings_changed: Count
+    num_rates_changed: Count
+    num_labels_changed: Count = Field(description="Of further labels.")
+    added: tuple[str, ...] = Field(description="The first paths of those added.")
+    removed: tuple[str, ...] = Field(description="The first paths of those removed.")
+    changed: tuple[ChangedSample, ...] = Field(description="The first of those changed.")
+
+
 # Samples
 
 

@@ -6,7 +6,8 @@ A cell that begins with what a spreadsheet takes for a formula gets an apostroph
 
 import csv
 import io
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from anyio import to_thread
@@ -39,11 +40,17 @@ def csv_rows(split: Split, indices: Indices) -> bytes:
     return text.getvalue().encode()
 
 
-class CsvReply(StreamingResponse):
-    """Counts as a stream, and takes turns with the others. Raises as BatchServer.stream, before anything is sent."""
+class TableReply(StreamingResponse):
+    """Counts as a stream, and takes turns with the others. Raises as BatchServer.stream, before anything is sent.
 
-    def __init__(self, server: BatchServer, split: Split, indices: Indices, headers: Mapping[str, str], client: str) -> None:
-        super().__init__(_pieces(server, split, indices, client), 200, headers, f"{CSV}; charset=utf-8; header=present")
+    pieces: what makes each piece, in a thread.
+    """
+
+    def __init__(
+        self, server: BatchServer, pieces: Iterable[Callable[[], bytes]], headers: Mapping[str, str], client: str, media_type: str
+    ) -> None:
+        parameters = "; charset=utf-8; header=present" if media_type == CSV else ""
+        super().__init__(_made(server, pieces, client), 200, headers, f"{media_type}{parameters}")
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,11 +62,24 @@ class CsvReply(StreamingResponse):
                 await super().__call__(scope, receive, send)
 
 
-async def _pieces(server: BatchServer, split: Split, indices: Indices, client: str) -> AsyncIterator[bytes]:
+async def _made(server: BatchServer, pieces: Iterable[Callable[[], bytes]], client: str) -> AsyncIterator[bytes]:
+    for make in pieces:
+        piece = await to_thread.run_sync(make)
+        await server.turn(client)
+        if piece:
+            yield piece
+
+
+class CsvReply(TableReply):
+    """Samples of a split."""
+
+    def __init__(self, server: BatchServer, split: Split, indices: Indices, headers: Mapping[str, str], client: str) -> None:
+        super().__init__(server, _pieces(split, indices), headers, client, CSV)
+
+
+def _pieces(split: Split, indices: Indices) -> Iterator[Callable[[], bytes]]:
     header = io.StringIO()
     csv.writer(header).writerow(["index", "file_path", "cps", *split.labels])
-    yield header.getvalue().encode()
+    yield header.getvalue().encode
     for low in range(0, len(indices), _ROWS):
-        piece = await to_thread.run_sync(csv_rows, split, indices[low : low + _ROWS])
-        await server.turn(client)
-        yield piece
+        yield partial(csv_rows, split, indices[low : low + _ROWS])

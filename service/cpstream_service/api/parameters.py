@@ -60,7 +60,8 @@ class Parameters(BaseModel):
         try:
             return handler(values)
         except ValidationError as error:
-            detail = explained(error.errors(include_url=False), list(cls.model_fields))
+            names = [spec.alias or name for name, spec in cls.model_fields.items()]
+            detail = explained(error.errors(include_url=False), names)
         raise InvalidParameter(detail)
 
 
@@ -210,6 +211,15 @@ class RowsParameters(PinnedParameters):
         return Wanted(self.search, self.min_cps, self.max_cps, self.sort, self.descending)
 
 
+class DifferenceParameters(Parameters):
+    from_: Annotated[
+        str, Field(alias="from", min_length=1, description="Fingerprint of the version that the comparison begins with.")
+    ]
+    to: Annotated[
+        Annotated[str, Field(min_length=1)] | None, Field(description="That of the other one; by default the current version's.")
+    ] = None
+
+
 class NeighboursParameters(PinnedParameters):
     index: Annotated[int | None, Field(ge=0, le=MAX_INT64, description="Of the sample whose neighbours are wanted; or else:")] = (
         None
@@ -235,6 +245,8 @@ def explained(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) ->
 
 def _sentence(entry: Mapping[str, Any], known: Sequence[str]) -> str:
     name, context = str(entry["loc"][-1]), entry.get("ctx", {})
+    if entry["type"] == "missing":
+        return f"{name} is missing; give it: parameters: {', '.join(known)}"
     if entry["type"] == "extra_forbidden":
         return f"parameter {shown(name)} is not known here; {_suggestion(name, known)}"
     expected = {

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 
 from ..batches.server import BatchServer
 from ..settings import ServeSettings
+from ..snapshot.difference import Differences
 from ..snapshot.store import Split
 from ..statistics.jobs import Jobs
 from ..statistics.neighbours import Searches
@@ -35,6 +36,7 @@ class Service:
     searches: Searches = field(default_factory=Searches)
     selections: Selections = field(default_factory=Selections)
     selecting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))  # those who wait for it take no thread
+    differences: Differences = field(default_factory=Differences)
     arrivals: Arrivals = field(init=False)
     runs: Runs | None = field(init=False)
     reading: CapacityLimiter = field(init=False)

@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
+from importlib import import_module
 from typing import Any, Protocol
 from weakref import WeakSet
 
@@ -54,6 +55,7 @@ class Forgetting:
         """Within, what versions hold is judged: what is opened at once, and all of it whenever the list changes."""
         self._versions = versions
         versions.judge = self._on_open
+        await asyncio.to_thread(import_module, "pyarrow.compute")  # by which paths are found: not when there is no time to lose
         await self._look()
         task = asyncio.create_task(self._watch())
         try:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blake3 import blake3
 
@@ -22,7 +22,9 @@ from cpstream_client.files import no_follow
 
 from ..snapshot.fingerprint import HEX_DIGITS
 from ..snapshot.store import Snapshot
-from .compute import Figures
+
+if TYPE_CHECKING:  # the service, which computes nothing itself, need not load all that does
+    from .compute import Figures
 
 FORMAT = 1
 """Of the file and of how the figures are computed: others are computed anew."""
@@ -45,7 +47,7 @@ class Texts:
     projection: Text
 
 
-def packed(snapshot: Snapshot, roles: tuple[str, ...], figures: Mapping[str, Figures]) -> bytes:
+def packed(snapshot: Snapshot, roles: tuple[str, ...], figures: "Mapping[str, Figures]") -> bytes:
     """The content of the file: texts as they are sent, so that whoever serves them need not read and write them again."""
     texts: list[bytes] = []
     places: dict[str, list[tuple[int, str]]] = {}

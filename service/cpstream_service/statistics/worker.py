@@ -51,6 +51,7 @@ def _work(folder: Path, fingerprint: str, roles: tuple[str, ...]) -> None:
             _tell(f"progress {share:.4f}")
             progress.note(share)
 
+    progress.note(0.0)  # or others would see how far one came that was killed
     try:
         content = packed(snapshot, roles, compute(snapshot, roles, tell))
         try:

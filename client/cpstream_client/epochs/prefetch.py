@@ -2,8 +2,8 @@
 
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
+from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from ..errors import CpstreamError
@@ -47,12 +47,13 @@ def prefetch(
 
 
 class _Queue(Generic[T]):
+    """Of one thread that fills it and one that drains it. SimpleQueue is C, where a Condition is a page of Python a hand-over."""
+
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
-        self._items: deque[T] = deque()
-        self._changed = threading.Condition()
-        self._closed = False
-        self._ended = False
+        self._items: SimpleQueue[T | None] = SimpleQueue()  # None: there are no more
+        self._room: SimpleQueue[None] = SimpleQueue()
+        self._is_full = self._closed = False
         self._error: BaseException | None = None
 
     def fill(self, items: Iterable[T]) -> None:
@@ -67,44 +68,53 @@ class _Queue(Generic[T]):
         except BaseException as error:
             self._error = error
         finally:
-            with self._changed:
-                self._ended = self._backlog.is_whole = True
-                self._changed.notify_all()
+            self._backlog.is_whole = True
+            self._items.put(None)
 
     def _take(self, iterator: Iterator[T]) -> None:
+        backlog = self._backlog
         for item in iterator:
-            with self._changed:
-                self._changed.wait_for(lambda: self._backlog.nbytes < self._backlog.max_bytes or self._closed)
-                if self._closed:
-                    return
-                self._items.append(item)
-                self._backlog.nbytes += item.nbytes
-                self._changed.notify_all()
+            while backlog.nbytes >= backlog.max_bytes and not self._closed:
+                self._is_full = True
+                if backlog.nbytes >= backlog.max_bytes and not self._closed:  # else the consumer may not have seen that it waits
+                    self._room.get()
+            if self._closed:
+                return
+            backlog.put_bytes += item.nbytes
+            self._items.put(item)
             del item  # or this thread would keep its buffer from being used again
 
     def drain(self, is_filled: Callable[[], bool], met: Callable[[int, int], None]) -> Iterator[T]:
         """The consumer. is_filled: whether the thread lives; a forked process has the queue, but not the thread."""
+        backlog = self._backlog
         while True:
-            with self._changed:
-                if self._items or not self._ended:
-                    met(len(self._items), self._backlog.nbytes)
-                while not (self._items or self._ended):
-                    if not self._changed.wait(_CHECK_EVERY_S) and not is_filled() and not self._ended:
-                        raise CpstreamError(
-                            "the thread that fetches batches is gone; was the process forked in the middle of an epoch?"
-                        )
-                if not self._items:
-                    break
-                item = self._items.popleft()
-                self._backlog.nbytes -= item.nbytes
-                self._changed.notify_all()
+            depth = self._items.qsize() - backlog.is_whole  # the mark of the end is none
+            if depth > 0 or not backlog.is_whole:
+                met(max(0, depth), backlog.nbytes)
+            item = self._next(is_filled)
+            if item is None:
+                break
+            backlog.got_bytes += item.nbytes
+            if self._is_full:
+                self._is_full = False
+                self._room.put(None)
             yield item
             del item
         if self._error is not None:
             raise self._error
 
+    def _next(self, is_filled: Callable[[], bool]) -> T | None:
+        while True:
+            try:
+                return self._items.get(timeout=_CHECK_EVERY_S)
+            except Empty:
+                if not is_filled() and self._items.empty():
+                    raise CpstreamError(
+                        "the thread that fetches batches is gone; was the process forked in the middle of an epoch?"
+                    ) from None
+
     def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
+        self._closed = True
+        self._room.put(None)
+        while not self._items.empty():  # what lies here shall keep no buffer
+            self._items.get()

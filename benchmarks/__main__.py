@@ -21,6 +21,7 @@ from . import (
     concurrency,
     gpu,
     idioms,
+    large,
     larger_than_memory,
     limits,
     memory,
@@ -52,6 +53,7 @@ GROUPS = (
     memory,
     startup,
     scaling,
+    large,
     larger_than_memory,
     attacks,
 )
@@ -69,7 +71,14 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(measurement.name for measurement in MEASUREMENTS))
         return 0
     chosen = [measurement for measurement in MEASUREMENTS if not given.only or measurement.name in given.only]
-    options = Options(samples=given.samples, dim=given.dim, rounds=given.rounds, quick=given.quick, attacks=tuple(given.attacks))
+    options = Options(
+        samples=given.samples,
+        dim=given.dim,
+        rounds=given.rounds,
+        quick=given.quick,
+        large=given.large,
+        attacks=tuple(given.attacks),
+    )
     whole = not given.quick and not given.only and not given.attacks
     where, now = machine(), time.localtime()
     path = None
@@ -138,6 +147,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these measurements; see --list")
     parser.add_argument("--rounds", type=int, help="interleaved rounds of every comparison (5; 2 with --quick)")
     parser.add_argument("--samples", type=int, help="samples of the split (200000; 4000 with --quick)")
+    parser.add_argument("--large", type=int, help="samples of the split that fills the memory (10000000; 20000 with --quick)")
     parser.add_argument("--dim", type=int, help="numbers in an embedding (768; 64 with --quick)")
     parser.add_argument(
         "--results", type=Path, metavar="DIR", help=f"where the JSON goes ({RESULTS.relative_to(ROOT)}, for whole runs)"
@@ -145,7 +155,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--attacks", nargs="+", metavar="WORD", default=[], help="of attacks, those whose names hold one of these")
     parser.add_argument("--list", action="store_true", help="list the measurements and exit")
     given = parser.parse_args(arguments)
-    for name, whole, quick in (("rounds", 5, 2), ("samples", 200_000, 4_000), ("dim", 768, 64)):
+    for name, whole, quick in (("rounds", 5, 2), ("samples", 200_000, 4_000), ("large", 10_000_000, 20_000), ("dim", 768, 64)):
         if getattr(given, name) is None:
             setattr(given, name, quick if given.quick else whole)
         if getattr(given, name) < 1:

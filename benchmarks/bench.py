@@ -22,6 +22,8 @@ class Options:
     dim: int = 768
     rounds: int = 5
     quick: bool = False
+    large: int = 10_000_000
+    """Samples of what is measured with a split that fills the memory."""
     attacks: tuple[str, ...] = ()
     """Words; of the attacks, those whose names hold one of them. All without any."""
 

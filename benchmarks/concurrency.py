@@ -13,6 +13,7 @@ from .findings import Finding, Series, at_least, at_most, ratio
 from .processes import first_line, helper
 from .raw_stream import REQUEST_SAMPLES, RawStream
 from .runner import quiet
+from .service import Service
 
 STREAMS = (1, 4, 16, 64)
 
@@ -24,11 +25,11 @@ def measure(bench: Bench) -> Iterator[Finding]:
     totals: dict[int, list[float]] = {count: [] for count in streams}
     slowest: dict[int, list[float]] = {count: [] for count in streams}
     livez: dict[int, list[float]] = {count: [] for count in streams}
-    _read(bench, streams[-1], min(seconds, 1))  # warm-up
+    read_at_once(bench.service, streams[-1], min(seconds, 1))  # warm-up
     for number in range(1, bench.options.rounds + 1):
         for count in streams:
             bench.progress(f"round {number} of {bench.options.rounds}, {count} streams")
-            rates, latencies = _read(bench, count, seconds)
+            rates, latencies = read_at_once(bench.service, count, seconds)
             totals[count].append(sum(rates) / 1e9)
             slowest[count].append(min(rates) / (sum(rates) / count))
             livez[count].append(float(np.percentile(latencies, 99)) * 1e3)
@@ -45,10 +46,13 @@ def measure(bench: Bench) -> Iterator[Finding]:
         yield Finding(what=what, values=livez[count], unit="ms", target=at_most(100) if hard else None, sides=(side,))
 
 
-def _read(bench: Bench, count: int, seconds: float) -> tuple[list[float], list[float]]:
-    """Bytes a second of each of `count` streams read at once for a while, and the latencies of /livez meanwhile."""
-    service = bench.service
-    limit = max(1, REQUEST_SAMPLES // 256)
+def read_at_once(
+    service: Service, count: int, seconds: float, *, orders: int = 64, limit: int | None = max(1, REQUEST_SAMPLES // 256)
+) -> tuple[list[float], list[float]]:
+    """Bytes a second of each of `count` streams read at once for a while, and the latencies of /livez meanwhile.
+
+    orders: how many different ones they have. limit: batches a request; None, a whole epoch.
+    """
     received = [0] * count
     errors: list[BaseException] = []
     start = threading.Barrier(count + 1)

@@ -33,10 +33,10 @@ def measure(bench: Bench) -> Iterator[Finding]:
                     cost["first load"].append(first)
                     cost["warm open"].append(warm)
             with serving(source, snapshots) as service:
-                _first_batch_s(service.url, 0)  # warm-up
+                first_batch_s(service.url, 0)  # warm-up
                 for number in range(1, bench.options.rounds + 1):
                     cost["order of an epoch (randperm)"].append(_order_s(size, number))
-                    cost["new epoch, to its first batch"].append(_first_batch_s(service.url, number))
+                    cost["new epoch, to its first batch"].append(first_batch_s(service.url, number))
     smallest = sizes[0]
     for name in COSTS:
         for size in sizes:
@@ -57,7 +57,7 @@ def _order_s(size: int, seed: int) -> float:
         return time.perf_counter() - started
 
 
-def _first_batch_s(url: str, number: int) -> float:
+def first_batch_s(url: str, number: int) -> float:
     """From asking for an epoch whose order nobody has asked for before, to its first batch."""
     dataset = StreamingEmbeddingsDataset(url, SPLIT, batch_size=256, shuffle=True, seed=1000 * number, cache=None)
     len(dataset)  # fetches the metadata

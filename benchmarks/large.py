@@ -33,6 +33,7 @@ WORLD_SIZES = (1, 8, 64)
 STREAMS = (1, 4, 64)
 _SHARD_ROWS = 250_000
 _STEPS = 50
+_FIRST_START_S = 1800.0
 
 
 def measure(bench: Bench) -> Iterator[Finding]:
@@ -50,7 +51,7 @@ def measure(bench: Bench) -> Iterator[Finding]:
         make_source(folder / "source", n)
         options = ("--source-type", "parquet", "--cps-from", "source")
         bench.progress("first start")
-        with serving(folder / "source", folder / "snapshots", *options) as service:
+        with serving(folder / "source", folder / "snapshots", *options, timeout_s=_FIRST_START_S) as service:
             note("first start to ready", "s", service.start_s)
         with serving(folder / "source", folder / "snapshots", *options) as service:
             note("warm start to ready", "s", service.start_s)

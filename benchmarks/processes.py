@@ -99,9 +99,11 @@ def answer(command: Sequence[str], timeout_s: float = 600.0, env: Mapping[str, s
     return done.stdout
 
 
-def wait_for(condition: Callable[[], T | None], process: "subprocess.Popen[bytes]", log: Path) -> T:
+def wait_for(
+    condition: Callable[[], T | None], process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = START_TIMEOUT_S
+) -> T:
     """Poll until condition() is something. Raises ChildFailed when the process ends before, or time does."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    deadline = time.monotonic() + timeout_s
     while True:
         value = condition()
         if value is not None:

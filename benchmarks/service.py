@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .processes import running, wait_for
+from .processes import START_TIMEOUT_S, running, wait_for
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,12 @@ def serving(
     cgroup: Path | None = None,
     env: Mapping[str, str] | None = None,
     open_files: int | None = None,
+    timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Service]:
-    """Serve the source until the block ends. Its log lies beside the snapshots. open_files: its limit of them."""
+    """Serve the source until the block ends. Its log lies beside the snapshots. open_files: its limit of them.
+
+    timeout_s: until it is ready.
+    """
     snapshot_dir.mkdir(parents=True, exist_ok=True)
     log = snapshot_dir / "service.log"
     command = [sys.executable, "-m", "cpstream_service", "serve", "--source-path", str(source), "--snapshot-dir", str(snapshot_dir)]
@@ -44,7 +48,7 @@ def serving(
     started = time.perf_counter()
     with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, env=env, cgroup=cgroup) as process:
         found = wait_for(lambda: listening_at(log), process, log)
-        wait_for(lambda: _ready(found), process, log)
+        wait_for(lambda: _ready(found), process, log, timeout_s)
         yield Service(found, process.pid, time.perf_counter() - started)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 import trustme
@@ -27,8 +28,11 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from cpstream_client import Client, CpstreamError, NotFoundError, Retry, TransportError, UnauthorizedError, UnreachableError
+from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
+from cpstream_client.transport import options as http_options
 from cpstream_service.app import create_app
+from cpstream_service.credentials import Credentials
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
@@ -262,6 +266,31 @@ def test_a_token_from_a_file(run_server: Callable[..., Server], tmp_path: Path, 
     check_epoch(server.url)
     with Client(server.url, token="wrong") as stranger, pytest.raises(UnauthorizedError):
         stranger.splits()
+
+
+def test_a_token_file_that_changes_under_a_running_epoch(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long_path: list[Flow]
+) -> None:
+    """Without a pause in which both are valid, and in a copy, as a DataLoader worker has it."""
+    tokens, mine = tmp_path / "tokens.toml", tmp_path / "token"
+    tokens.write_text('[trainers]\ntoken = "old"\n')
+    mine.write_text("old\n")
+    settings = ServeSettings(tokens_file=tokens)
+    credentials = Credentials(settings)
+    monkeypatch.delenv("CPSTREAM_TOKEN", raising=False)
+    monkeypatch.setenv("CPSTREAM_TOKEN_FILE", str(mine))
+    monkeypatch.setattr(http_options, "_LOOK_EVERY_S", 0.0)
+    with serving(create_app(snapshot, settings, credentials=credentials)) as url:
+        client = pickle.loads(pickle.dumps(Client(url)))
+        batches = client.batches("train", batch_size=64)
+        got = [next(batches).index]
+        mine.write_text("newest\n")
+        tokens.write_text('[trainers]\ntoken = "newest"\n')
+        credentials.read_again()
+        got += [batch.index for batch in batches]
+        assert np.array_equal(np.concatenate(got), np.arange(1800))
+        mine.unlink()  # between an old and a new one
+        client.splits()
 
 
 # Hooks and headers

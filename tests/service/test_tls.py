@@ -191,10 +191,10 @@ def test_a_wrong_file_is_said_in_one_line(
 def test_a_reader_over_tls_that_stops_is_let_go(
     snapshot: Snapshot, tmp_path: Path, pair: tuple[Authority, Authority], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Also at the end of its reply, when asyncio's TLS has handed all on to a transport that it does not count."""
+    """Within its reply, and where all of that has been encrypted, and waits in the transport below."""
     pem, app = pair[0].issue(tmp_path / "server.pem"), create_app(grown(snapshot, "train", 60_000), ServeSettings())
     with serving(app, http=partial(Connection, stall_timeout_s=1.0), ssl_certfile=str(pem)) as url:
-        for path in ("/v1/splits/train/batches", "/v1/splits/train/batches?batch_size=256&limit=28"):
+        for path in ("/v1/splits/train/batches", "/v1/splits/train/rows?length=1000&embedding=true"):
             with socket.socket() as plain:
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
                 plain.connect(("127.0.0.1", int(url.rpartition(":")[2])))

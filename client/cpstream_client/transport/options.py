@@ -2,7 +2,9 @@
 
 import os
 import ssl
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Union
@@ -23,6 +25,7 @@ Hooks = Mapping[str, Sequence[Callable[..., Any]]]
 MakeHttp = Union["httpx.Client", Callable[[], "httpx.Client"]]
 
 TIMEOUT_S = 30.0
+_LOOK_EVERY_S = 1.0
 CONNECT_TIMEOUT_S = 5.0
 """Long enough for two lost SYNs, and short enough to ask another replica when a machine is gone."""
 
@@ -44,11 +47,38 @@ class ClientOptions(TypedDict, total=False):
     max_connections: int
 
 
+class TokenFile:
+    """A token that its file may change while a training runs, as where secrets are mounted: looked at once a second, when asked."""
+
+    def __init__(self, path: str) -> None:
+        """Raises ValueError for one that cannot be read."""
+        self.path = path
+        self._stamp, self._token, self._looked_s = self._look(), _token_of_a_header(read_token(path)), time.monotonic()
+
+    def __reduce__(self) -> tuple[type["TokenFile"], tuple[str]]:
+        return type(self), (self.path,)
+
+    def read(self) -> str:
+        """The token that the file holds now; the last one that it held where that cannot be read."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = now_s
+            with suppress(OSError, ValueError):  # it is being written
+                stamp = self._look()
+                if stamp != self._stamp:
+                    self._token, self._stamp = _token_of_a_header(read_token(self.path)), stamp
+        return self._token
+
+    def _look(self) -> tuple[int, ...]:
+        status = os.stat(self.path)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
     """See Client. timeout_s: seconds without a byte; connect_timeout_s: seconds until a connection is made."""
 
-    token: str | None = field(default=None, repr=False)
+    token: str | TokenFile | None = field(default=None, repr=False)
     verify: Verify = True
     cert: Cert | None = None
     proxy: Proxy | None = field(default=None, repr=False)
@@ -63,7 +93,7 @@ class HttpOptions:
         if not self.timeout_s > 0 or not self.connect_timeout_s > 0:
             wrong = self.timeout_s if not self.timeout_s > 0 else self.connect_timeout_s
             raise ValueError(f"timeout_s is {wrong}; it must be more than 0 seconds")
-        if self.token:
+        if self.token and isinstance(self.token, str):
             object.__setattr__(self, "token", _token_of_a_header(self.token))
         if self.http is not None:
             given = [name for name in _OF_THE_CLIENT if getattr(self, name) != _DEFAULTS[name]]
@@ -71,6 +101,10 @@ class HttpOptions:
                 raise ValueError(f"http and {', '.join(given)} are both given; give {given[0]} to the httpx.Client that http makes")
         if self.verify is not True or self.cert is not None:
             self.ssl_context()  # what is wrong with a file should be heard of here, not in the middle of a job
+
+    def bearer(self) -> str | None:
+        """The token of a request that is sent now."""
+        return self.token.read() if isinstance(self.token, TokenFile) else self.token
 
     def ssl_context(self) -> ssl.SSLContext:
         """For https. Raises ValueError when a file cannot be read."""
@@ -127,15 +161,16 @@ def _token_of_a_header(text: str) -> str:
     return token
 
 
-def given_token() -> str | None:
+def given_token() -> str | TokenFile | None:
     """The token of CPSTREAM_TOKEN, or of the file that CPSTREAM_TOKEN_FILE names. Raises ValueError for one that cannot be read."""
     token, path = os.environ.get("CPSTREAM_TOKEN"), os.environ.get("CPSTREAM_TOKEN_FILE")
     if token or not path:
         return token
     try:
-        return read_token(path)
+        read_token(path)
     except ValueError as error:
         raise ValueError(f"CPSTREAM_TOKEN_FILE {error}") from None
+    return TokenFile(path)
 
 
 def given_verify(verify: Verify) -> Verify:

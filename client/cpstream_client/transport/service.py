@@ -100,8 +100,8 @@ class Service:
         headers = {"Accept": accept, "Accept-Encoding": "identity"}
         if content_type:
             headers["Content-Type"] = content_type
-        if options.token:
-            headers["Authorization"] = f"Bearer {options.token}"
+        if token := options.bearer():
+            headers["Authorization"] = f"Bearer {token}"
         request_id = new_request_id()
         headers |= trace_headers()
         own = {REQUEST_ID_HEADER: request_id}

@@ -167,11 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{replaced} replicas replaced by a rolling update", flush=True)
                 engines[1].pull_the_cable()
                 print(f"the cable of {engines[1].name} pulled", flush=True)
-                epochs = trainers.results()
+                print("\n".join(lines_of(trainers.results())), flush=True)
         except EngineError as error:
             print(f"soak.swarm: {error}", file=sys.stderr)
             return 1
-    print("\n".join(lines_of(epochs)))
     return 0
 
 

@@ -8,6 +8,7 @@ two changes of the state that control.py hands out, each waited for. What goes w
 """
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -38,6 +39,8 @@ _RETIRE_S = 30.0
 _AGAIN_S = 10.0
 _CLOSE_S = 2.0
 """Time to end for the thread, which may be hashing gigabytes."""
+_FOLDERS = re.compile(r"(?<![\w:/.])(?:/[^\s/:;,'\"]+)+/")
+"""The folders of an absolute path; not a URL's."""
 START = "the service starts"
 
 
@@ -205,7 +208,7 @@ class Keeper(threading.Thread):
             if not isinstance(error, (DataError, OSError)):
                 logger.exception("reload %d met a defect of the service", number)
             logger.error("reload %d failed, the data is served as before: %s", number, error)
-            self._end("failed", str(error) or repr(error))
+            self._end("failed", _without_folders(str(error) or repr(error)))
         finally:
             self._done = number
             self._control.forget_reloads(number)
@@ -342,6 +345,11 @@ class Keeper(threading.Thread):
             return Apart(task)
         except OSError as error:
             raise DataError(f"cannot start a process to load the data: {error.strerror}; free memory or raise ulimit -u") from error
+
+
+def _without_folders(text: str) -> str:
+    """What clients are told: files by their names, and nothing of where they lie on this machine."""
+    return _FOLDERS.sub("", text)
 
 
 def _now() -> str:

@@ -12,19 +12,17 @@ import resource
 import select
 import socket
 from asyncio import Transport, sslproto
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from httptools import HttpParserError
-from uvicorn.server import ServerState
 
 from .api.forgetting import SENDER
 from .batches.pace import PACE, Pace
-from .crowd import Refusals, Seldom, Silent
+from .crowd import Seldom, crowd_of
 from .proxy_protocol import read_preface
 from .stalls import StallWatch, reset, unacknowledged
 from .upgrades import HttpOnly
@@ -64,7 +62,7 @@ class Connection(HttpOnly):
     def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
         super().__init__(*args, **named)
         self._stall_timeout_s, self._trusted_proxies = stall_timeout_s, trusted_proxies
-        self._crowd = _crowd_of(self.server_state)
+        self._crowd = crowd_of(self.server_state)
         self._found_by = ref(self)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -190,6 +188,9 @@ class Connection(HttpOnly):
         self._crowd.silent.discard(self._stalls.peer, self)
         super().on_headers_complete()
 
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._crowd.starts.start(self._stalls.peer, partial(super()._start_asgi_task, cycle, app), self.loop)
+
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:  # and no other is waiting for its own
@@ -204,29 +205,6 @@ class Connection(HttpOnly):
 
 class _TooManyLines(Exception):
     """For httptools, which makes an error of its own of it."""
-
-
-class _Crowd:
-    """What the connections of one server share."""
-
-    def __init__(self) -> None:
-        self.refusals, self.silent = Refusals(), Silent[Connection]()
-        self._seldom: defaultdict[str, Seldom] = defaultdict(Seldom)
-
-    def tell(self, what: str, *limit: int) -> None:
-        """Log it, with how often it happened, once a second."""
-        if count := self._seldom[what].count():
-            logger.warning(what, count, *limit)
-
-
-_crowds: "WeakKeyDictionary[ServerState, _Crowd]" = WeakKeyDictionary()
-
-
-def _crowd_of(server: ServerState) -> _Crowd:
-    found = _crowds.get(server)
-    if found is None:
-        found = _crowds[server] = _Crowd()
-    return found
 
 
 def _limit_unsent(transport: Transport, nbytes: int) -> None:

@@ -1,10 +1,16 @@
 """What the connections of one server know of each other: whose heads were refused of late, and which connections ask nothing."""
 
+import asyncio
+import logging
 import os
 import resource
 import time
-from collections.abc import Hashable
+from collections import defaultdict, deque
+from collections.abc import Callable, Hashable
 from typing import Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary
+
+logger = logging.getLogger("cpstream.service")
 
 REFUSED_EVERY_S = 0.05
 """Of one client. A head that is refused takes half a millisecond, of which an answer at once would bring the next."""
@@ -27,6 +33,30 @@ class Refusals:
         if len(self._free) > _REMEMBERED:
             del self._free[next(iter(self._free))]
         return min(at - now, MOST_S)
+
+
+class Starts:
+    """Begins requests in turn: one of each client's a tick of the event loop, so that hundreds at once keep nobody waiting."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[Callable[[], None]]] = {}  # of clients of which one was begun in this tick or the last
+
+    def start(self, client: str, begin: Callable[[], None], loop: asyncio.AbstractEventLoop) -> None:
+        """Call `begin` now, or in a later tick."""
+        if client in self._waiting:
+            self._waiting[client].append(begin)
+            return
+        self._waiting[client] = deque()
+        loop.call_soon(self._next, client, loop)
+        begin()
+
+    def _next(self, client: str, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._waiting[client]
+        if not waiting:
+            del self._waiting[client]
+            return
+        loop.call_soon(self._next, client, loop)
+        waiting.popleft()()
 
 
 class Closable(Hashable, Protocol):
@@ -83,3 +113,27 @@ class Seldom:
             return 0
         self._said_s, count, self._count = time.monotonic(), self._count, 0
         return count
+
+
+class Crowd:
+    """What the connections of one server share."""
+
+    def __init__(self) -> None:
+        self.refusals, self.silent, self.starts = Refusals(), Silent[Closable](), Starts()
+        self._seldom: defaultdict[str, Seldom] = defaultdict(Seldom)
+
+    def tell(self, what: str, *limit: int) -> None:
+        """Log it, with how often it happened, once a second."""
+        if count := self._seldom[what].count():
+            logger.warning(what, count, *limit)
+
+
+_crowds: "WeakKeyDictionary[object, Crowd]" = WeakKeyDictionary()
+
+
+def crowd_of(server: object) -> Crowd:
+    """That of the connections which have this state of their server."""
+    found = _crowds.get(server)
+    if found is None:
+        found = _crowds[server] = Crowd()
+    return found

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ from conftest import DEMO_DATA, bound, poll, stalled_stream
 
 from cpstream_client import Client
 from cpstream_service import connections
-from cpstream_service.crowd import MOST_S, REFUSED_EVERY_S, Refusals
+from cpstream_service.crowd import MOST_S, REFUSED_EVERY_S, Refusals, Starts
 
 
 @contextmanager
@@ -171,6 +172,24 @@ def test_heads_that_are_refused_are_answered_ever_later_to_the_same_client() -> 
     assert max(waits) == MOST_S
     assert refusals.wait_s("b", 100.0) == 0
     assert refusals.wait_s("a", 100.0 + 2 * MOST_S) == 0
+
+
+def test_requests_of_one_client_begin_in_turn_and_in_order() -> None:
+    begun: list[tuple[str, int]] = []
+
+    async def main() -> None:
+        starts, loop = Starts(), asyncio.get_running_loop()
+        for number in range(50):
+            starts.start("a", partial(begun.append, ("a", number)), loop)
+        starts.start("b", partial(begun.append, ("b", 0)), loop)
+        assert begun == [("a", 0), ("b", 0)]
+        for ticks in range(2, 60):
+            await asyncio.sleep(0)
+            assert len(begun) <= ticks + 1
+        assert not starts._waiting
+
+    asyncio.run(main())
+    assert [number for client, number in begun if client == "a"] == list(range(50))
 
 
 def test_a_body_that_nobody_wanted_is_not_read_for_ever(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from cpstream_service.tokens import SCOPES
 
 VALUES = {"read": "read-er's", "write": "write-r's", "metrics": "metr-ic's", "admin": "adm-in's"}
 FILE = "".join(f'[{scope}er]\ntoken = "{VALUES[scope]}"\nscopes = ["{scope}"]\n' for scope in SCOPES)
-LEFT_OPEN = {"/livez", "/readyz", "/problems/{code}", "/client", "/client/{name}"}
+LEFT_OPEN = {"/livez", "/readyz", "/problems/{code}", "/client", "/client/{name}", "/docs/{name}"}
 OF_REFUSALS = {"date", "server", "content-type", "content-length", "cache-control", "content-digest", "www-authenticate"} | {
     wire.REQUEST_ID_HEADER.lower(),
     wire.CONTRACT_HEADER.lower(),

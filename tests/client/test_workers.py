@@ -119,7 +119,8 @@ def test_an_error_in_a_worker_reaches_the_loop(server: Server) -> None:
 @pytest.fixture
 def other(snapshot: Snapshot) -> Snapshot:
     """Other data under the same name."""
-    return replace(snapshot, splits={"dev": snapshot.splits["test"]})
+    split = snapshot.splits["test"]
+    return replace(snapshot, splits={"dev": replace(split, name="dev", info=split.info.model_copy(update={"split": "dev"}))})
 
 
 def serve(snapshot: Snapshot, port: int = 0) -> Any:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from command import Service, serve
 from conftest import Server
 
 TOKEN = "s3cret"
 HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 
 
-def tried(server: Server, folder: Path, examples: int, *options: str) -> str:
+def tried(service: Service, folder: Path, examples: int, *options: str) -> str:
     """The report of a run; fails where a check does. examples: of each operation and phase."""
-    command = [str(Path(sys.executable).with_name("st")), "run", f"{server.url}/openapi.json", "--checks", "all"]
+    command = [str(Path(sys.executable).with_name("st")), "run", f"{service.url}/openapi.json", "--checks", "all"]
     # Ours is stricter: it tells refusals of what is malformed from those of what is not held.
     command += ["--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples), "--seed", "1", "--no-shrink"]
     command += ["--exclude-path-regex", "/measure$"]  # each takes half a second; its parameters are those of batches
@@ -27,14 +28,15 @@ def tried(server: Server, folder: Path, examples: int, *options: str) -> str:
     return done.stdout
 
 
-def test_replies_are_those_described(run_server: Callable[..., Server], tmp_path: Path) -> None:
-    report = tried(run_server(), tmp_path, 90, "--continue-on-failure")
+def test_replies_are_those_described(tmp_path: Path) -> None:
+    with serve(tmp_path, "--state-dir", str(tmp_path / "state")) as service:
+        report = tried(service, tmp_path, 90, "--continue-on-failure")
     assert int(re.findall(r"(\d+) generated", report)[-1]) >= 2000, report
 
 
-def test_a_token_is_wanted_where_it_is_said_to_be(run_server: Callable[..., Server], tmp_path: Path) -> None:
-    server = run_server(token=TOKEN)
-    tried(server, tmp_path, 10, "--header", f"Authorization: Bearer {TOKEN}", "--phases", "examples,coverage,fuzzing")
+def test_a_token_is_wanted_where_it_is_said_to_be(tmp_path: Path) -> None:
+    with serve(tmp_path, "--state-dir", str(tmp_path / "state"), "--token", TOKEN) as service:
+        tried(service, tmp_path, 10, "--header", f"Authorization: Bearer {TOKEN}", "--phases", "examples,coverage,fuzzing")
 
 
 @pytest.mark.parametrize("token", [None, TOKEN])

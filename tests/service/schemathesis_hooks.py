@@ -5,11 +5,12 @@ from typing import Any
 
 import schemathesis
 
-from cpstream_client.contract.wire import OCTET_STREAM, PROBLEM_JSON
+from cpstream_client.contract.wire import ARROW_FILE, ARROW_STREAM, CSV, OCTET_STREAM, PARQUET, PROBLEM_JSON
 
 OF_EVERY_REPLY = {"date", "server", "content-type", "content-length", "connection", "transfer-encoding"}
 OF_ONE_REPRESENTATION = {"content-digest", "content-location", "cache-control", "content-disposition"}
 """Headers of a JSON body, of an Arrow stream or of a table, where there are several."""
+RAW = {OCTET_STREAM, CSV, PARQUET, ARROW_STREAM, ARROW_FILE}
 OF_THE_DATA = {
     "unknown-split",
     "dataset-changed",
@@ -37,10 +38,10 @@ RELATIONS = re.compile(
 def refused_for_what_is_held(_: Any, response: Any, case: Any) -> None:
     """In place of positive_data_acceptance, which would have to accept any 422: what is valid is refused for what is held.
 
-    Raw bodies are left out: "format: binary" can say neither that they are of 8 bytes a number, nor that one is a count.
+    Raw bodies are left out: "format: binary" can say neither that they are of 8 bytes a number, nor what a table holds.
     """
     mode = getattr(getattr(case.meta, "generation", None), "mode", None)
-    if mode is None or not mode.is_positive or response.status_code < 400 or case.media_type == OCTET_STREAM:
+    if mode is None or not mode.is_positive or response.status_code < 400 or case.media_type in RAW:
         return
     problem = response.json()
     if problem["code"] not in OF_THE_DATA and not RELATIONS.search(problem["detail"]):

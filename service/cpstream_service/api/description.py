@@ -53,6 +53,7 @@ HEADERS = {
     "Accept-Ranges": "`bytes`.",
     "Content-Disposition": "A file name to save it under.",
     "Content-Range": "Which bytes these are, of how many.",
+    "Location": "Where to look what has become of it, relative.",
     "Retry-After": "Seconds.",
     "WWW-Authenticate": "`Bearer`; for browsers `Basic`, too, with the token as the password.",
 }

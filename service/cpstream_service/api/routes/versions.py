@@ -26,7 +26,10 @@ router = v1_router()
     "/versions",
     tags=["versions"],
     summary="All versions of the data",
-    responses={200: {"model": bodies.VersionList, **named(*OF_JSON)}, **problem_replies(ErrorCode.INVALID_PARAMETER)},
+    responses={
+        200: {"model": bodies.VersionList, **named(*OF_JSON, "Cache-Control")},
+        **problem_replies(ErrorCode.INVALID_PARAMETER),
+    },
 )
 def versions(service: CurrentService, _: NoParameters) -> Response:
     """What is held, the newest first: which requests that pin a fingerprint are answered from. And how the last reload went.
@@ -64,7 +67,7 @@ def _told(version: Version, current: bool) -> bodies.VersionInfo:
     summary="Load the data anew",
     status_code=202,
     responses={
-        202: {"model": bodies.ReloadAsked, **named(*OF_JSON[:1], "Location")},
+        202: {"model": bodies.ReloadAsked, **named(*OF_JSON[:1], "Cache-Control", "Location")},
         **problem_replies(ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_CONFIGURED),
     },
 )

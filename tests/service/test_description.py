@@ -21,7 +21,12 @@ def tried(service: Service, folder: Path, examples: int, *options: str) -> str:
     command = [str(Path(sys.executable).with_name("st")), "run", f"{service.url}/openapi.json", "--checks", "all"]
     # Ours is stricter: it tells refusals of what is malformed from those of what is not held.
     command += ["--exclude-checks", "positive_data_acceptance", "--max-examples", str(examples), "--seed", "1", "--no-shrink"]
-    command += ["--request-timeout", "60", "--exclude-path-regex", "/measure$"]  # each takes half a second; its parameters are those of batches
+    command += [
+        "--request-timeout",
+        "60",
+        "--exclude-path-regex",
+        "/measure$",
+    ]  # each takes half a second; its parameters are those of batches
     environment = os.environ | {"SCHEMATHESIS_HOOKS": str(HOOKS), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([*command, *options], cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

@@ -17,6 +17,7 @@ from cpstream_service.app import create_app
 from cpstream_service.errors import InvalidParameter
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot import half
+from cpstream_service.snapshot.background import NICENESS
 from cpstream_service.snapshot.half import half_precision
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Split
@@ -41,7 +42,7 @@ def test_it_is_made_once_and_shared(split: Split) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads have no priorities of their own")
-def test_copies_are_made_at_the_lowest_priority(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_made_at_a_low_priority(split: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a trainer on few processors, they would take a third of its speed."""
 
     def priority() -> int:
@@ -50,7 +51,7 @@ def test_copies_are_made_at_the_lowest_priority(split: Split, monkeypatch: pytes
     seen, before, allocate = [], priority(), half.allocate
     monkeypatch.setattr(half, "allocate", lambda *args: seen.append(priority()) or allocate(*args))  # type: ignore[func-returns-value]
     half_precision(split)
-    assert seen == [19]
+    assert seen == [NICENESS]
     assert priority() == before
 
 

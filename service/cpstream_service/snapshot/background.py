@@ -1,4 +1,7 @@
-"""What takes seconds, and may: it runs at the lowest priority, so that streams have the processor first."""
+"""What takes seconds, and may: it runs at a low priority, so that streams have the processor first.
+
+Not at the lowest: on a machine that others keep busy, that is a seventieth of a processor, and whoever waits gives up.
+"""
 
 import contextlib
 import os
@@ -11,6 +14,7 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+NICENESS = 10
 
 
 def at_low_priority(work: Callable[P, T]) -> Callable[P, T]:
@@ -27,4 +31,4 @@ def at_low_priority(work: Callable[P, T]) -> Callable[P, T]:
 def _step_back() -> None:
     if sys.platform == "linux":  # where threads have priorities of their own
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)

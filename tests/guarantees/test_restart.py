@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
 import numpy.typing as npt
@@ -219,6 +220,7 @@ def test_killed_and_replaced_by_other_data(
                     served.kill()
                     try:
                         write_data(folder, seed=2)
+                        rmtree(folder / "snapshots")  # or the old data would be served to whoever pins it
                         served.start()
                         with Client(served.url, retry=RETRY) as client:
                             now = client.split("train").fingerprint
@@ -228,6 +230,29 @@ def test_killed_and_replaced_by_other_data(
     assert now != fingerprint
     assert (caught.value.expected, caught.value.actual) == (fingerprint, now)
     assert caught.value.url.startswith(f"{served.url}/v1/splits/train/batches?")
+
+
+def test_killed_and_started_over_other_data_an_epoch_goes_on_with_its_own(
+    folder: Path, embeddings: npt.NDArray[np.float32], failures: list[CpstreamError], small_windows: None
+) -> None:
+    """The version that it pins lies in the snapshot folder, and is kept."""
+    with service(folder) as served:
+        train = dataset([served.url])
+        fingerprint, delivered = train.info.fingerprint, 0
+        for (embedding, index), expected in zip(train, oracle(0), strict=True):
+            assert index.tolist() == expected
+            assert torch.equal(embedding, torch.from_numpy(embeddings[expected]))
+            delivered += 1
+            if delivered == 20:
+                served.kill()
+                try:
+                    write_data(folder, seed=2)
+                    served.start()
+                    with Client(served.url, retry=RETRY) as client:
+                        assert client.split("train").fingerprint != fingerprint
+                finally:
+                    write_data(folder, seed=1)
+        assert delivered == len(oracle(0))
 
 
 @pytest.mark.parametrize("max_connections", [1, 4])

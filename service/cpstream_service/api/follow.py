@@ -30,6 +30,7 @@ class Follower:
     control: Control
     state: State = field(default_factory=State)
     _shelf: Shelf | None = None
+    _unsaid: Ack | None = None
 
     @asynccontextmanager
     async def following(self) -> AsyncIterator[None]:
@@ -56,6 +57,8 @@ class Follower:
     async def _look(self) -> None:
         state = self.control.changed()
         if state is None:
+            if self._unsaid is not None:
+                self._acknowledge(self._unsaid)
             return
         is_new, self.state = state.seq != self.state.seq, state
         self.versions.stale_reason = state.stale_reason
@@ -67,7 +70,18 @@ class Follower:
                     if why is not None:
                         failed[key] = why
             self._switch(state)
-            self.control.acknowledge(Ack(seq=state.seq, failed=failed))
+            self._acknowledge(Ack(seq=state.seq, failed=failed))
+
+    def _acknowledge(self, ack: Ack) -> None:
+        """Now, or, where there is no room to say it, at the next look: what is served does not wait for it."""
+        try:
+            self.control.acknowledge(ack)
+        except OSError as error:
+            if self._unsaid is None:
+                logger.warning("cannot say which versions this worker holds, and tries again: %s", error)
+            self._unsaid = ack
+        else:
+            self._unsaid = None
 
     async def _open(self, held: Held) -> str | None:
         """Returns why it cannot be opened, or None."""

@@ -14,6 +14,7 @@ from ..errors import CpstreamError
 from ..transport.asked import Asked
 from ..transport.service import Service
 from ..transport.sockets import Line
+from ..transport.tracing import thread
 from .course import Ask
 from .request import Request
 
@@ -31,8 +32,7 @@ class Early:
         self._sending = threading.Lock()
         self._is_over = False
         self._asked: Asked | None = None
-        # A daemon, so that an interpreter that exits does not wait for the network.
-        threading.Thread(target=self._run, name="cpstream-early", daemon=True).start()
+        thread(self._run, name="cpstream-early").start()
 
     def take(self, ask: Ask) -> Request | None:
         """The request, sent, if it is the one that this asks for; None if it is not, or has not been sent yet and never will be."""

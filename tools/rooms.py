@@ -24,6 +24,7 @@ LADDER = (
     "cpstream_client.buffers",
     "cpstream_client.files",
     "cpstream_client.cpus",
+    "cpstream_client.locks",
     "cpstream_client.errors",
     "cpstream_client.transport",
     "cpstream_client.stream",

@@ -5,7 +5,6 @@ that an epoch that was left, or one rank of several, leaves a usable part. The o
 is asked for indices, and the plan says which.
 """
 
-import threading
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +14,7 @@ from ..buffers import BufferPool, Bytes, allocate_aligned
 from ..contract.bodies import SplitInfo
 from ..contract.plan import Indices
 from ..contract.wire import Dtype
+from ..locks import new_lock
 from ..stream.reader import Batch
 
 IDLE_BUFFERS = 64
@@ -58,7 +58,7 @@ class MemoryCache:
         self._cps: Any = np.empty(n, np.float32)
         self._place: Any = np.full(n, -1, np.int64)  # of each index, in the two above
         self._filled = 0
-        self._filling = threading.Lock()
+        self._filling = new_lock()
         self._pool = BufferPool(IDLE_BUFFERS, allocate)
 
     def missing(self, among: Indices | None = None) -> Indices:

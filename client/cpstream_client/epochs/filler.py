@@ -1,5 +1,6 @@
 """The rest of a split, which this rank's epoch does not bring: fetched while the loop computes and what is fetched ahead waits."""
 
+import os
 import threading
 import time
 from dataclasses import replace
@@ -51,10 +52,13 @@ class Filler:
         self._backlog, self._memory, self._tally = backlog, memory, tally
         self._fetcher: EpochFetcher | None = None
         self._closed = threading.Event()
+        self._owner = os.getpid()
         self._thread = thread(self._run, name="cpstream-fill")
         self._thread.start()
 
     def close(self) -> None:
+        if os.getpid() != self._owner:  # a forked process has the parent's sockets, and locks that nobody will release
+            return
         self._closed.set()
         if self._fetcher is not None:
             self._fetcher.abort()

@@ -7,7 +7,6 @@ that is not the loop's wait (fetch, verify, copy) goes on in the background, unl
 import ctypes
 import math
 import os
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from multiprocessing.context import get_spawning_popen
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..locks import new_lock
 from ..stream.lanes import Flow
 from ..stream.messages import Memory
 
@@ -48,7 +48,7 @@ class Tally:
         self._slots: Any = RawArray(_Slot, 1 + _WORKERS)
         self._owner = os.getpid()
         self._slot: Any = self._slots[0]
-        self._flowing = threading.Lock()
+        self._flowing = new_lock()
         self._waits: list[float] = []
         self._since: float | None = None
         self._clear()

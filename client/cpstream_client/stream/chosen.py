@@ -1,15 +1,16 @@
 """Record batches of indices that become known bit by bit, as a sampler draws them, and the requests that fetch them."""
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from threading import Condition
 
 from ..contract.bodies import SplitInfo
 from ..contract.index_batches import IndexBatches
 from ..contract.plan import Indices
 from ..contract.wire import OCTET_STREAM, BatchQuery, split_path
 from ..errors import CorruptedError
+from ..locks import new_lock
 from ..transport.endpoints import Endpoint
 from ..transport.replies import Reply
 from .course import WIRE_BATCH_BYTES, WIRE_BATCH_ROWS, Ask, row_bytes
@@ -44,7 +45,7 @@ class ChosenCourse:
         self._query, self._info = query, info
         self._sizes = sizes_of(query.dtype, query.columns, info)
         self._row_bytes = row_bytes(query, info.embedding_dim)
-        self._changed = threading.Condition()
+        self._changed = Condition(new_lock())
         self._records: deque[Indices] = deque()
         self._first = 0  # the number of the first of them
         self._ended = False

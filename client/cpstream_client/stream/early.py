@@ -5,6 +5,7 @@ it asks for the first batch of whatever data there is. Its reply counts only if 
 there, and holds only if it names the fingerprint that the metadata said. A near service only gets a connection more.
 """
 
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,14 +23,14 @@ from .request import Request
 class Early:
     """One request, for one iteration, on its way to the endpoint whose turn it is. Closing it when it has been taken does nothing.
 
-    query: from the first batch on, of one DataLoader worker.
+    A process that is forked meanwhile finds that nothing was sent. query: from the first batch on, of one DataLoader worker.
     """
 
     def __init__(self, service: Service, split: str, query: BatchQuery, turn: int) -> None:
         self._service, self._endpoint, self._line = service, service.replicas.choose(turn), Line()
         self._path = split_path(split, "batches")
         self._query = replace(query, drop_last=False, limit=1)
-        self._sending = threading.Lock()
+        self._sending, self._owner = threading.Lock(), os.getpid()
         self._is_over = False
         self._asked: Asked | None = None
         thread(self._run, name="cpstream-early").start()
@@ -55,6 +56,8 @@ class Early:
             asked.close()
 
     def _end(self) -> Asked | None:
+        if os.getpid() != self._owner:  # the connection is the parent's, and so may be the lock
+            return None
         with self._sending:
             self._is_over = True
             asked, self._asked = self._asked, None

@@ -6,6 +6,7 @@ any request. After a fault the next request starts behind the last batch that wa
 so nothing is lost, repeated or fetched twice but the batch in flight.
 """
 
+import os
 import threading
 from collections.abc import Iterator
 
@@ -58,6 +59,7 @@ class EpochFetcher:
         self._open: list[Request] = []
         self._lanes: Lanes | None = None
         self._aborted = threading.Event()
+        self._owner = os.getpid()
         self.flow = Flow()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -84,9 +86,10 @@ class EpochFetcher:
                     replicas.failed(self._endpoint)
                     self._aborted.wait(patience.wait_s(error, self._endpoint.url))
         finally:
-            for request in self._abandon():
-                if request.asked is not None:
-                    request.asked.join(_JOIN_TIMEOUT_S)
+            if os.getpid() == self._owner:  # a forked process has the parent's connections
+                for request in self._abandon():
+                    if request.asked is not None:
+                        request.asked.join(_JOIN_TIMEOUT_S)
 
     def abort(self) -> None:
         """End the iteration from another thread, even while it waits for bytes or for its next try.

@@ -206,7 +206,7 @@ class Lanes:
                     if self._closed.is_set():
                         return
                     replicas.failed(request.endpoint, request.made_s)
-                    if self._is_put_off(part, part.ask, error):
+                    if self._is_put_off(part, request, error):
                         return
                     if part.ask is not None:  # else it was the end mark that did not come
                         self._closed.wait(part.patience.wait_s(error, request.endpoint.url))
@@ -230,6 +230,9 @@ class Lanes:
         ask, done = request.ask, 0
         with self._room:
             self._open.add(request)
+            if len(self._open) > 1:
+                for each in self._open:
+                    each.is_alone = False
             self.flow.requests += 1
             if self._closed.is_set():
                 request.line.abort()
@@ -254,11 +257,14 @@ class Lanes:
                     began, speed_of = time.monotonic(), ask.count - done
         self._service.pace.worked(ask.nbytes * speed_of // ask.count, time.monotonic() - began)
 
-    def _is_put_off(self, part: _Part, ask: Ask | None, error: CpstreamError) -> bool:
-        """Whether a refusal says that there are too many requests, of which this one can wait for the others."""
+    def _is_put_off(self, part: _Part, request: Request, error: CpstreamError) -> bool:
+        """Whether a refusal says that there are too many requests, of which this one can wait for the others.
+
+        Those that were under way with it count: they may have come to their ends before the refusal was read.
+        """
         with self._room:
             is_overloaded = isinstance(error, ServiceError) and (error.code == "overloaded" or error.status == 429)
-            if ask is None or not is_overloaded or self._busy == 1:
+            if part.ask is None or not is_overloaded or (request.is_alone and self._busy == 1):
                 self.flow.faults += 1
                 return False
             self.flow.refused += 1

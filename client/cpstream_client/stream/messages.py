@@ -8,7 +8,6 @@ Python's steps a megabyte that counts. Nothing is parsed before its checksum has
 
 import math
 import struct
-import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,7 @@ from crc32c import crc32c
 from ..buffers import ALIGNMENT, BufferPool, Bytes
 from ..contract.wire import CHECKSUM_BYTES
 from ..errors import CorruptedError, TransportError
+from ..locks import new_lock
 from ..transport.replies import Reply
 
 _MARK = b"\xff\xff\xff\xff"
@@ -66,7 +66,7 @@ class Times:
 
     def __init__(self) -> None:
         self.fetch_s = self.verify_s = 0.0
-        self._adding = threading.Lock()
+        self._adding = new_lock()
 
     def add(self, fetch_s: float, verify_s: float) -> None:
         with self._adding:

@@ -15,13 +15,17 @@ from .course import Ask
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """asked: as soon as it is sent. line: by which another thread wakes whoever waits for its reply."""
+    """asked: as soon as it is sent. line: by which another thread wakes whoever waits for its reply.
+
+    is_alone: whether no other request of its stream has been under way at any time since it was sent.
+    """
 
     endpoint: Endpoint
     ask: Ask
     line: Line = field(default_factory=Line)
     asked: Asked | None = None
     made_s: float = field(default_factory=time.monotonic)
+    is_alone: bool = True
 
     def send(self, service: Service) -> None:
         """Never raises what the network is at fault for: that comes with the reply."""

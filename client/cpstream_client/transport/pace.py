@@ -9,7 +9,8 @@ batches wait for those before them.
 import math
 import operator
 import os
-import threading
+
+from ..locks import new_lock
 
 REQUEST_BYTES = 64 * 1024**2
 """Of one request: bounds what a fault, a drain or a stall can cost, and costs nothing measurable itself."""
@@ -46,7 +47,7 @@ class Pace:
             raise ValueError(f"max_connections is {max_connections}; it must be 1 or more")
         self.max_connections = max_connections
         self._most_near = max(1, min(_MOST_WORKERS, processors() // _PROCESSORS_PER_CONNECTION))
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._granted = max_connections
         self._worked = 0
         self._bytes_per_s = 0.0  # of one connection

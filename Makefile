@@ -89,7 +89,7 @@ $(VENV)/.service: pyproject.toml requirements/service.txt | $(BIN)/python
 	@touch $@
 
 # The client that the service hands out: of this commit, so built anew when the sources have changed.
-$(VENV)/.client: $(VENV)/.service $(shell find client service -name '*.py') hatch_build.py README.md
+$(VENV)/.client: $(VENV)/.service $(shell find client service -type f ! -name '*.pyc') hatch_build.py README.md
 	@rm -rf $(VENV)/share/cpstream
 	$(BIN)/python -m pip --disable-pip-version-check -q wheel --no-deps -w $(VENV)/share/cpstream .
 	@touch $@

@@ -54,6 +54,7 @@ LADDER = (
     "cpstream_service.versions",
     "cpstream_service.batches",
     "cpstream_service.statistics",
+    "cpstream_service.page",
     "cpstream_service.api",
     "cpstream_service.proxy_protocol",
     "cpstream_service.stalls",

@@ -17,7 +17,7 @@ from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
-from .api.routes import batches, client, difference, docs, downloads, figures, health, measure, predictions, rows, splits
+from .api.routes import batches, client, difference, docs, downloads, figures, health, measure, page, predictions, rows, splits
 from .api.routes import versions as versions_routes
 from .api.routing import Route
 from .api.state import Service
@@ -51,7 +51,21 @@ def create_app(
     drain = Drain(settings.drain_timeout_s)
     access, hung_up = credentials or Credentials(settings), hangup or Hangup.at_start()
     # Not by include_router, whose routers match every request twice.
-    resources = (batches, measure, splits, versions_routes, difference, rows, figures, predictions, downloads, client, docs, health)
+    resources = (
+        batches,
+        measure,
+        splits,
+        versions_routes,
+        difference,
+        rows,
+        figures,
+        predictions,
+        downloads,
+        client,
+        docs,
+        page,
+        health,
+    )
     routes = [route for each in resources for route in each.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)

@@ -26,12 +26,12 @@ from cpstream_service.tokens import SCOPES
 
 VALUES = {"read": "read-er's", "write": "write-r's", "metrics": "metr-ic's", "admin": "adm-in's"}
 FILE = "".join(f'[{scope}er]\ntoken = "{VALUES[scope]}"\nscopes = ["{scope}"]\n' for scope in SCOPES)
-LEFT_OPEN = {"/livez", "/readyz", "/problems/{code}", "/client", "/client/{name}", "/docs/{name}"}
+LEFT_OPEN = {"/livez", "/readyz", "/problems/{code}", "/client", "/client/{name}", "/docs/{name}", "/page/static/{version}/{name}"}
 OF_REFUSALS = {"date", "server", "content-type", "content-length", "cache-control", "content-digest", "www-authenticate"} | {
     wire.REQUEST_ID_HEADER.lower(),
     wire.CONTRACT_HEADER.lower(),
 }
-EXAMPLES = {"split": "dev", "code": "unauthorized", "name": "cpstream.whl"}
+EXAMPLES = {"split": "dev", "code": "unauthorized", "name": "cpstream.whl", "version": "1"}
 
 
 def bearer(value: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 from conftest import Server
+from looked_at import LookedAt
 
 from cpstream_client import Client
 
@@ -101,3 +102,11 @@ def test_the_client_streams(proxied: str, server: Server) -> None:
         info = client.split("dev")
         assert sum(batch.num_rows for batch in client.batches("dev")) == info.num_samples == 300
         assert client.take("dev", [3, 1]).num_rows == 2
+
+
+def test_pages_lead_only_to_what_there_is_below_the_prefix(proxied: str) -> None:
+    for path in ("/", "/page/splits/train", "/page/splits/nothing"):
+        reply = httpx.get(f"{proxied}{path}", headers={"Accept": "text/html"})
+        for address in LookedAt(reply.text).addresses(str(reply.url)):
+            assert address.startswith(proxied), address
+            assert httpx.get(address, headers={"Accept": "text/html"}).status_code in (200, 202), address

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from cpstream_client.contract.wire import ErrorCode
 from ..errors import InvalidParameter, MethodNotAllowed, NotFound, RequestError, shown
 from .json_replies import ReadableJson
 from .negotiation import target_of
+from .pages import is_page, problem_page, wants_page
 from .parameters import explained
 
 logger = logging.getLogger("cpstream.service")
@@ -102,8 +104,21 @@ class ProblemReply(ReadableJson):
             request_id=scope["state"]["request_id"],
             **extra,
         )
+        self.problem = problem
         super().__init__(problem, code.status, headers)
         scope["state"]["code"] = code.code  # for the log and the metrics
+
+
+def problem_reply(scope: Scope, error: Exception) -> Response:
+    """The reply to an exception: a page, where somebody asked for one."""
+    reply = ProblemReply(scope, error)
+    if is_page(scope["path"]) and wants_page(Request(scope)):
+        try:
+            kept = ("retry-after", "www-authenticate", "allow", "cache-control")
+            return problem_page(scope, reply.problem, {name: reply.headers[name] for name in kept if name in reply.headers})
+        except Exception:
+            logger.exception("cannot make a page of a problem, request %s", scope["state"]["request_id"])
+    return reply
 
 
 class Problems:
@@ -130,7 +145,7 @@ class Problems:
                 raise  # uvicorn logs it and closes the connection, so that the client sees a cut
             if not isinstance(error, RequestError):
                 logger.exception("%s %s failed, request %s", scope["method"], scope["path"], scope["state"]["request_id"])
-            reply = ProblemReply(scope, error)
+            reply = problem_reply(scope, error)
         else:
             return
         await reply(scope, receive, send)
@@ -139,13 +154,13 @@ class Problems:
 def install(app: FastAPI) -> None:
     """Have the framework's own refusals leave as problems, too."""
 
-    async def not_routed(request: Request, error: Exception) -> ProblemReply:
+    async def not_routed(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
-        return ProblemReply(request.scope, _in_our_words(request.scope, error))
+        return problem_reply(request.scope, _in_our_words(request.scope, error))
 
-    async def not_valid(request: Request, error: Exception) -> ProblemReply:
+    async def not_valid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return ProblemReply(request.scope, InvalidParameter(explained(error.errors())))
+        return problem_reply(request.scope, InvalidParameter(explained(error.errors())))
 
     app.add_exception_handler(HTTPException, not_routed)
     app.add_exception_handler(RequestValidationError, not_valid)

@@ -1,4 +1,4 @@
-"""Unversioned resources, for orchestrators, monitoring and people who come by."""
+"""Unversioned resources, for orchestrators and monitoring."""
 
 from typing import Annotated
 
@@ -18,21 +18,6 @@ from ..state import CurrentService
 from .common import NoParameters
 
 router = APIRouter(tags=["health"], route_class=Route)
-
-
-@router.get("/", include_in_schema=False)
-async def index(_: NoParameters) -> Response:
-    # relative, as all links here: a reverse proxy may serve all this under a path of its own
-    links = bodies.Index(
-        service="cpstream",
-        splits=f"{wire.API_PREFIX}/splits".lstrip("/"),
-        documentation="docs",
-        openapi="openapi.json",
-        ready="readyz",
-        metrics="metrics",
-        client=wire.CLIENT_PATH.lstrip("/"),
-    )
-    return ReadableJson(links)
 
 
 @router.get(

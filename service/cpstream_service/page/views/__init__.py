@@ -1,0 +1,1 @@
+"""One module a page: what a template needs, from what is served."""

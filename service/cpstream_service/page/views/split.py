@@ -1,0 +1,48 @@
+"""A split's page: its rates, its embeddings, what it shares with other splits, and how well a linear model does on it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cpstream_client.contract.bodies import SplitInfo
+
+from ...snapshot.store import Snapshot, Split
+from ...statistics.overlay import overlay
+from .. import charts, words
+from ..findings import findings, of_split
+from ..render import Frame, render
+from ..told import Told
+
+
+@dataclass(frozen=True)
+class SplitSeen:
+    """What the page is of. is_current: whether it is of the version that whoever pins none gets."""
+
+    snapshot: Snapshot
+    split: Split
+    infos: Mapping[str, SplitInfo]
+    told: Told
+    is_current: bool = True
+
+
+def page(frame: Frame, seen: SplitSeen) -> bytes:
+    split, told, name = seen.split, seen.told, seen.split.name
+    figures, projection = told.statistics.get(name), told.projections.get(name)
+    bins = overlay({name: split.cps})
+    return render(
+        "split.html",
+        frame,
+        seen=seen,
+        name=name,
+        info=seen.infos[name],
+        report=split.report,
+        told=told,
+        figures=figures,
+        projection=projection,
+        findings=of_split(name, findings(seen.snapshot.reports, told.statistics)),
+        reasons=words.REASONS,
+        bins=bins,
+        rates=charts.rates(bins) if figures is None else charts.histogram(figures.cps.histogram, charts.RATE),
+        norms=None if figures is None else charts.histogram(figures.embeddings.norms.histogram, "Length of the embedding"),
+        deciles=None if figures is None or figures.baseline is None else charts.deciles({name: figures.baseline.deciles}),
+        words=words,
+    )

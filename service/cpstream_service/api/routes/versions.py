@@ -13,7 +13,7 @@ from ...snapshot.last_use import last_used
 from ..description import OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
 from ..rights import needs
-from ..state import CurrentService
+from ..state import CurrentService, Service
 from ..versions import Version
 from .common import NoParameters, v1_router
 
@@ -36,14 +36,18 @@ def versions(service: CurrentService, _: NoParameters) -> Response:
 
     It answers while the data is being loaded, too: `reload` and `progress` say how far that is.
     """
+    return ReadableJson(versions_of(service), headers={"Cache-Control": "no-store"})
+
+
+def versions_of(service: Service) -> bodies.VersionList:
+    """What is held, the newest first, and how the last reload went. Looks at files: not for the event loop."""
     held, state = service.versions.held.values(), service.state
-    body = bodies.VersionList(
+    return bodies.VersionList(
         versions=tuple(_told(version, service.versions.is_current(version)) for version in reversed(held)),
         reload=state.reload,
         progress=state.progress,
         last_reload=state.last,
     )
-    return ReadableJson(body, headers={"Cache-Control": "no-store"})
 
 
 def _told(version: Version, current: bool) -> bodies.VersionInfo:

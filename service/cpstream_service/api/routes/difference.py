@@ -11,7 +11,8 @@ from anyio import to_thread
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from cpstream_client.contract import bodies, wire
+from cpstream_client.contract import wire
+from cpstream_client.contract.versions import SplitDifference
 from cpstream_client.contract.wire import ErrorCode
 
 from ...snapshot.difference import Difference
@@ -40,7 +41,7 @@ router = v1_router()
     summary="What changed between two versions",
     responses={
         200: {
-            "model": bodies.SplitDifference,
+            "model": SplitDifference,
             "content": {wire.CSV: {}, _NDJSON: {}},
             **named(*CACHED, *OF_JSON, "Content-Disposition"),
         },
@@ -79,11 +80,11 @@ async def difference_reply(
     return TableReply(service.batch_server, pieces, headers, request.scope["state"]["client"], media_type)
 
 
-def difference_of(old: Split, new: Split, found: Difference) -> bodies.SplitDifference:
+def difference_of(old: Split, new: Split, found: Difference) -> SplitDifference:
     """Counts, and the first of each kind."""
     added = new.file_paths.take(found.added[:MAX_EXAMPLES]).to_pylist()
     removed = old.file_paths.take(found.removed[:MAX_EXAMPLES]).to_pylist()
-    return bodies.SplitDifference.model_validate(
+    return SplitDifference.model_validate(
         {
             "split": new.name,
             "from": old.fingerprint,

@@ -17,7 +17,21 @@ from .api.metrics import Metrics
 from .api.observability import Observability
 from .api.problems import Problems, install
 from .api.proxies import ProxyHeaders
-from .api.routes import batches, client, difference, docs, downloads, figures, health, measure, page, predictions, rows, splits
+from .api.routes import (
+    batches,
+    client,
+    difference,
+    docs,
+    downloads,
+    figures,
+    health,
+    login,
+    measure,
+    page,
+    predictions,
+    rows,
+    splits,
+)
 from .api.routes import versions as versions_routes
 from .api.routing import Route
 from .api.state import Service
@@ -64,6 +78,7 @@ def create_app(
         client,
         docs,
         page,
+        login,
         health,
     )
     routes = [route for each in resources for route in each.router.routes]
@@ -125,6 +140,7 @@ def create_app(
             ),
         ],
     )
+    app.state.credentials = access
     install(app)
 
     def labels() -> set[str]:

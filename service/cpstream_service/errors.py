@@ -114,12 +114,12 @@ class Forgotten(RequestError):
 
 
 class Unauthorized(RequestError):
-    """No bearer token, or a wrong one. schemes: how it may be sent."""
+    """No bearer token, or a wrong one."""
 
     code = ErrorCode.UNAUTHORIZED
 
-    def __init__(self, detail: str, schemes: str = "Bearer") -> None:
-        super().__init__(detail, headers={"WWW-Authenticate": schemes})
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 class Forbidden(RequestError):

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W")
 G = TypeVar("G")
-MOST = 6
+MOST = 4
 _JOIN_TIMEOUT_S = 5.0
 
 

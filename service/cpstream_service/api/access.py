@@ -1,18 +1,20 @@
 """Who asks, and when: the token of a request, and the refusal of new work while the service drains."""
 
 import asyncio
+import time
 from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract.wire import API_PREFIX
 
 from ..errors import Draining, Forbidden, Unauthorized
 from ..tokens import Token, Tokens
+from . import cookies
 from .allowance import Allowance
 from .clients import client_of
 from .drain import Drain
@@ -49,6 +51,8 @@ class Access:
             token = self._token(scope)
             name = token.name or None
             scope["state"].update(rights=token, token=name, client=client_of(scope, name), max_streams=token.max_streams)
+            if scope["state"].get("has_cookie"):
+                send = _kept_by_none_but_browsers(send)
             is_of_the_api = path == API_PREFIX or path.startswith(API_PREFIX + "/")
             if is_of_the_api and self.drain.draining:
                 raise Draining("the service is shutting down; ask another replica, or again when it is back")
@@ -71,18 +75,35 @@ class Access:
         headers = Headers(scope=scope)
         given = _given(headers.get("authorization", ""))
         token = tokens.find(given) if given else None
+        if token is None and not given and scope["method"] in ("GET", "HEAD") and "cookie" in headers:
+            token = cookies.found(headers["cookie"], headers.get("host", ""), tokens, time.time())
+            scope["state"]["has_cookie"] = token is not None
         if token is not None:
             return token
         if self._is_open(scope):
             return NOBODY
-        # a browser asks its user for a password where it is offered Basic, and only then
-        schemes = 'Bearer, Basic realm="cpstream", charset="UTF-8"' if "text/html" in headers.get("accept", "") else "Bearer"
         if not given:
-            raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'", schemes)
-        raise Unauthorized("the bearer token is wrong", schemes)
+            raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'")
+        raise Unauthorized("the bearer token is wrong")
 
     def _is_open(self, scope: Scope) -> bool:
         return any(route.matches(scope)[0] is Match.FULL for route in self._open_routes)
+
+
+def _kept_by_none_but_browsers(send: Send) -> Send:
+    """The same channel, whose replies no shared cache keeps: it would do so by itself only with what came for a token's header."""
+
+    async def send_marked(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            caching = headers.get("cache-control", "")
+            if "public" not in caching:  # which says that it is open to all
+                if "private" not in caching:
+                    headers["Cache-Control"] = f"private, {caching}" if caching else "private"
+                headers.add_vary_header("Cookie")
+        await send(message)
+
+    return send_marked
 
 
 def _given(authorization: str) -> bytes:

@@ -55,7 +55,9 @@ def page_reply(request: Request, body: bytes, status: int = 200) -> Response:
 
 def frame_of(scope: Scope, service: Service | None) -> Frame:
     """What the page of this request shows around its content."""
-    version = None if service is None or not service.versions.is_ready else service.versions.current
+    state = scope["state"]
+    may_read = "rights" in state and "read" in state["rights"].scopes
+    version = service.versions.current if service is not None and may_read and service.versions.is_ready else None
     path: str = scope["path"]  # a slash of a name is still encoded in it
     return Frame(
         root="../" * (path.count("/") - 1),
@@ -65,7 +67,8 @@ def frame_of(scope: Scope, service: Service | None) -> Frame:
         fingerprint=None if version is None else version.snapshot.fingerprint,
         software=metadata.version("cpstream"),
         here=path.rstrip("/") or "/",
-        token=scope["state"].get("token") or "",
+        token=state.get("token") or "",
+        has_cookie=state.get("has_cookie", False),
     )
 
 

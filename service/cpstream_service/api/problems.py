@@ -18,8 +18,9 @@ from cpstream_client.contract import wire
 from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import ErrorCode
 
-from ..errors import InvalidParameter, MethodNotAllowed, NotFound, RequestError, shown
+from ..errors import InvalidParameter, MethodNotAllowed, NotFound, RequestError, Unauthorized, shown
 from .json_replies import ReadableJson
+from .login import login_form
 from .negotiation import target_of
 from .pages import is_page, problem_page, wants_page
 from .parameters import explained
@@ -110,8 +111,10 @@ class ProblemReply(ReadableJson):
 
 
 def problem_reply(scope: Scope, error: Exception) -> Response:
-    """The reply to an exception: a page, where somebody asked for one."""
+    """The reply to an exception: a page, where somebody asked for one; and wherever that was, the form for a token."""
     reply = ProblemReply(scope, error)
+    if isinstance(error, Unauthorized) and scope["method"] in ("GET", "HEAD") and wants_page(Request(scope)):
+        return login_form(scope)
     if is_page(scope["path"]) and wants_page(Request(scope)):
         try:
             kept = ("retry-after", "www-authenticate", "allow", "cache-control")

@@ -3,8 +3,10 @@
 A route says what it needs by `@needs("admin")` at its endpoint. What does not say so needs `read` for GET and HEAD, and `write`
 for everything else. Access, before the routes, finds out who asks, and leaves it in the request's state:
 
-    rights   the Token that counts: the header's; ANYBODY where none is set; NOBODY, at open routes alone
-    token    its name, for logs and metrics, or None
+    rights      the Token that counts: the header's, or the cookie's for GET and HEAD, which then has no scope but read and metrics;
+                ANYBODY where none is set; NOBODY, at open routes alone
+    token       its name, for logs and metrics, or None
+    has_cookie  whether a cookie showed it
 """
 
 from collections.abc import Callable, Collection
@@ -53,7 +55,7 @@ def check(scope: Scope, needed: TokenScope | None) -> None:
             raise Unauthorized("this service wants a token; send the header 'Authorization: Bearer <token>'")
         if token is ANYBODY:
             if _is_from_this_machine(scope):
-                _check_origin(scope, is_open=True)
+                check_origin(scope, is_open=True)
                 return
             raise Forbidden(
                 f"no token is set, so that only its own machine may do this ({needed}); ask from there without a proxy, or have "
@@ -62,7 +64,7 @@ def check(scope: Scope, needed: TokenScope | None) -> None:
         has = ", ".join(name for name in SCOPES if name in token.scopes)
         raise Forbidden(f"token {token.name} has the scopes {has}, and this needs {needed}; ask for one with it")
     if needed in CHANGING:
-        _check_origin(scope, is_open=False)
+        check_origin(scope, is_open=False)
 
 
 def _is_from_this_machine(scope: Scope) -> bool:
@@ -74,7 +76,7 @@ def _is_from_this_machine(scope: Scope) -> bool:
     return is_loopback and not any(name in Headers(scope=scope) for name in _FORWARDED)
 
 
-def _check_origin(scope: Scope, is_open: bool) -> None:
+def check_origin(scope: Scope, is_open: bool) -> None:
     """Have no web page elsewhere change anything through a browser that reaches the service. Raises Forbidden."""
     headers = Headers(scope=scope)
     host = scope["state"].get("forwarded_host") or headers.get("host", "")

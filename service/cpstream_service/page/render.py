@@ -23,7 +23,8 @@ class Frame:
 
     root: what leads from the page to the address of the service, "" or "../" some times, as a proxy may put that under a path.
     assets: folder of the static files, relative to the root; fingerprint: of the current data, None while there is none.
-    here: which page it is, for the navigation; token: name of the one that the request came with, or "".
+    here: which page it is, for the navigation; token: name of the one that the request came with, or "";
+    has_cookie: whether a browser's cookie showed it, which the page then offers to give up.
     """
 
     root: str
@@ -34,6 +35,7 @@ class Frame:
     software: str = ""
     here: str = ""
     token: str = ""
+    has_cookie: bool = False
 
 
 def render(template: str, frame: Frame, **content: Any) -> bytes:

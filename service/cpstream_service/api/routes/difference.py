@@ -11,8 +11,7 @@ from anyio import to_thread
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from cpstream_client.contract import wire
-from cpstream_client.contract.versions import SplitDifference
+from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...snapshot.difference import Difference
@@ -23,7 +22,7 @@ from ..files import attachment
 from ..json_replies import ReadableJson
 from ..negotiation import caching, etag_of, not_modified, preferred, target_of
 from ..parameters import DifferenceParameters
-from ..state import CurrentService, Service
+from ..state import CurrentService
 from .common import COMMON, SplitName, v1_router
 
 MAX_EXAMPLES = 5
@@ -41,7 +40,7 @@ router = v1_router()
     summary="What changed between two versions",
     responses={
         200: {
-            "model": SplitDifference,
+            "model": bodies.SplitDifference,
             "content": {wire.CSV: {}, _NDJSON: {}},
             **named(*CACHED, *OF_JSON, "Content-Disposition"),
         },
@@ -57,13 +56,7 @@ async def diff(
     Counts and the first examples; with `Accept: text/csv` or `application/x-ndjson` the whole list. Both versions are read whole
     when they are first compared.
     """
-    return await difference_reply(request, service, split, parameters, preferred(request, _OFFERS))
-
-
-async def difference_reply(
-    request: Request, service: Service, split: str, parameters: DifferenceParameters, media_type: str
-) -> Response:
-    """In the form that is wanted. Raises as Versions.split, and Overloaded."""
+    media_type = preferred(request, _OFFERS)
     old, new = service.split(split, parameters.from_), service.split(split, parameters.to)
     etag = etag_of(old.fingerprint, media_type, {"path": target_of(request.scope), "to": new.fingerprint})
     reply = not_modified(request, etag)
@@ -72,7 +65,7 @@ async def difference_reply(
     found = await to_thread.run_sync(service.differences.of, old, new)
     headers = {"ETag": etag, **caching(request)}
     if media_type == wire.JSON:
-        return ReadableJson(difference_of(old, new, found), headers=headers)
+        return ReadableJson(_body(old, new, found), headers=headers)
     is_csv = media_type == wire.CSV
     headers["Content-Disposition"] = attachment(f"{split}-diff.{'csv' if is_csv else 'ndjson'}")
     written = _csv if is_csv else _ndjson
@@ -80,11 +73,10 @@ async def difference_reply(
     return TableReply(service.batch_server, pieces, headers, request.scope["state"]["client"], media_type)
 
 
-def difference_of(old: Split, new: Split, found: Difference) -> SplitDifference:
-    """Counts, and the first of each kind."""
+def _body(old: Split, new: Split, found: Difference) -> bodies.SplitDifference:
     added = new.file_paths.take(found.added[:MAX_EXAMPLES]).to_pylist()
     removed = old.file_paths.take(found.removed[:MAX_EXAMPLES]).to_pylist()
-    return SplitDifference.model_validate(
+    return bodies.SplitDifference.model_validate(
         {
             "split": new.name,
             "from": old.fingerprint,

@@ -13,8 +13,6 @@ from cpstream_client.contract import wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import InvalidParameter, NotConfigured, NotFound, StorageFailed
-from ...snapshot.store import Split
-from ...statistics.distributions import Doubles
 from ...statistics.predictions.judging import judged, points
 from ...statistics.predictions.reading import read_predictions
 from ...statistics.predictions.store import Runs
@@ -54,15 +52,12 @@ router = v1_router()
 async def runs(split: SplitName, service: CurrentService, parameters: Pinned) -> Response:
     """All runs published for this split as it is, by mean absolute error."""
     served, kept = service.split(split, parameters.fingerprint), _kept(service)
-    return ReadableJson(await to_thread.run_sync(runs_of, kept, served), headers=_FRESH)
-
-
-def runs_of(kept: Runs, split: Split) -> bodies.RunList:
-    """All runs of a split, that with the least mean absolute error first. Reads files: not for the event loop."""
-    reports = kept.reports(split.fingerprint)
+    reports = await to_thread.run_sync(kept.reports, served.fingerprint)
     short = (bodies.Run.model_validate(report.model_dump(include=set(bodies.Run.model_fields))) for report in reports)
-    ordered = sorted(short, key=lambda run: (run.errors.mae, run.name))
-    return bodies.RunList(split=split.name, fingerprint=split.fingerprint, runs=tuple(ordered))
+    body = bodies.RunList(
+        split=split, fingerprint=served.fingerprint, runs=tuple(sorted(short, key=lambda run: (run.errors.mae, run.name)))
+    )
+    return ReadableJson(body, headers=_FRESH)
 
 
 @router.put(
@@ -118,8 +113,11 @@ async def publish(split: SplitName, name: RunName, request: Request, service: Cu
 )
 async def run(split: SplitName, name: RunName, service: CurrentService, parameters: Pinned) -> Response:
     """R2, errors in all, by CPS decile and by folder, and the recordings that were missed by most."""
-    report, _ = await found_run(service, service.split(split, parameters.fingerprint), name)
-    return ReadableJson(report, headers=_FRESH)
+    served, kept = service.split(split, parameters.fingerprint), _kept(service)
+    found = await to_thread.run_sync(kept.find, served.fingerprint, _check(name))
+    if found is None:
+        raise _no_run(split, name)
+    return ReadableJson(found[0], headers=_FRESH)
 
 
 @router.get(
@@ -130,9 +128,11 @@ async def run(split: SplitName, name: RunName, service: CurrentService, paramete
 )
 async def run_points(split: SplitName, name: RunName, service: CurrentService, parameters: Pinned) -> Response:
     """At most 5,000 samples, evenly spread over those with a prediction."""
-    served = service.split(split, parameters.fingerprint)
-    _, predicted = await found_run(service, served, name)
-    return CompactJson(points(name, served, predicted), headers=_FRESH)
+    served, kept = service.split(split, parameters.fingerprint), _kept(service)
+    found = await to_thread.run_sync(kept.find, served.fingerprint, _check(name))
+    if found is None:
+        raise _no_run(split, name)
+    return CompactJson(points(name, served, found[1]), headers=_FRESH)
 
 
 @router.delete(
@@ -149,14 +149,6 @@ async def delete(split: SplitName, name: RunName, service: CurrentService, param
     if not await to_thread.run_sync(kept.delete, served.fingerprint, _check(name)):
         raise _no_run(split, name)
     return Response(status_code=204)
-
-
-async def found_run(service: Service, split: Split, name: str) -> tuple[bodies.RunReport, Doubles]:
-    """A run of the split, and what it predicts, (N,), NaN where nothing. Raises NotConfigured, InvalidParameter, NotFound."""
-    found = await to_thread.run_sync(_kept(service).find, split.fingerprint, _check(name))
-    if found is None:
-        raise _no_run(split.name, name)
-    return found
 
 
 def _kept(service: Service) -> Runs:

@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .buffers import BufferPool
-from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitDifference, SplitInfo, SplitList
+from .contract.bodies import AlignmentReport, PlanStep, Rows, SplitInfo, SplitList
 from .contract.plan import Indices
+from .contract.versions import SplitDifference
 from .contract.wire import (
     API_PREFIX,
     ARROW_STREAM,

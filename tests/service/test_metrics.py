@@ -13,7 +13,7 @@ from shutil import which
 import httpx
 import numpy as np
 from command import serve, workers_of
-from conftest import Server, grown, poll
+from conftest import Server, grown, poll, stalled_stream
 from prometheus_client.parser import text_string_to_metric_families
 from reloading import current, reload, source
 
@@ -97,6 +97,25 @@ def test_a_stream_that_is_cut_counts_for_what_was_sent(run_server: Callable[...,
     assert found["cpstream_stream_send_seconds_count"] == 1.0
 
 
+def test_a_long_stream_counts_while_it_is_sent(run_server: Callable[..., Server], snapshot: Snapshot) -> None:
+    """Not in one heap when it is over, which may be minutes later."""
+    url = run_server(snapshot=grown(snapshot, "train", 100_000)).url
+    samples, sent = "cpstream_samples_total{split=train}", f"cpstream_sent_bytes_total{{route={BATCHES}}}"
+    with stalled_stream(url, "/v1/splits/train/batches?batch_size=100") as sock:
+
+        def counted() -> bool:
+            sock.recv(65536)
+            return figures(url).get(samples, 0) > 0
+
+        poll(counted)
+        found = figures(url)
+        assert found["cpstream_open_streams"] == 1
+        assert found[samples] < 100_000
+        assert found[samples] % 100 == 0
+        assert found[sent] >= found[samples] * snapshot.splits["train"].embeddings.shape[1] * 4
+    poll(lambda: figures(url)["cpstream_open_streams"] == 0)
+
+
 def test_numbers_of_two_workers_outlive_one_of_them(tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "2") as service:
         query = BatchQuery(batch_size=100)
@@ -128,7 +147,7 @@ def test_tokens_are_told_apart_by_name_up_to_a_number() -> None:
     for i in range(3 * MAX_TOKENS):
         metrics.sent("dev", f"team-{i}", 10, 1)
         metrics.refused("overloaded", f"team-{i}")
-        metrics.answered("GET", BATCHES, 200, f"team-{i}", took_s=1.0, first_byte_s=None, nbytes=5)
+        metrics.sent_to(BATCHES, f"team-{i}", 5)
     names = ("cpstream_samples", "cpstream_batches", "cpstream_refusals", "cpstream_sent_bytes")
     for family in metrics.registry.collect():
         if family.name in names:

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 W = TypeVar("W")
 G = TypeVar("G")
-MOST = 4
+MOST = 6
 _JOIN_TIMEOUT_S = 5.0
 
 

@@ -30,7 +30,7 @@ from .prefetch import prefetch
 from .rest import Rest, others_than
 from .tally import Tally, clock
 
-_WINDOW_BYTES = 2 * 1024**2
+_WINDOW_BYTES = 4 * 1024**2
 """Of what is gathered at once: several training batches, since each gather costs some microseconds, but no more than a processor's
 cache holds until the loop looks at it."""
 _STREAMED_FROM = 0.9

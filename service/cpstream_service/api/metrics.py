@@ -120,35 +120,33 @@ class Metrics:
 
         # labels() takes longer than counting
         self._of_request = lru_cache(maxsize=1024)(self._children_of_request)
+        self._of_bytes = lru_cache(maxsize=1024)(self._child_of_bytes)
         self._of_split = lru_cache(maxsize=1024)(self._children_of_split)
         self._tokens: set[str] = set()
 
     def _part(self, name: str, text: str) -> Histogram:
         return Histogram(f"cpstream_stream_{name}_seconds", text, buckets=_PART_S, registry=self.registry)
 
-    def _children_of_request(
-        self, method: str, route: str, status: int, token: str
-    ) -> tuple[Counter, Histogram, Histogram, Counter]:
-        return (
-            self.requests.labels(method, route, str(status)),
-            self.duration_s.labels(route),
-            self.first_byte_s.labels(route),
-            self.sent_bytes.labels(route, token),
-        )
+    def _children_of_request(self, method: str, route: str, status: int) -> tuple[Counter, Histogram, Histogram]:
+        return self.requests.labels(method, route, str(status)), self.duration_s.labels(route), self.first_byte_s.labels(route)
+
+    def _child_of_bytes(self, route: str, token: str) -> Counter:
+        return self.sent_bytes.labels(route, token)
 
     def _children_of_split(self, split: str, token: str) -> tuple[Counter, Counter]:
         return self.samples.labels(split, token), self.batches.labels(split, token)
 
-    def answered(
-        self, method: str, route: str, status: int, token: str, *, took_s: float, first_byte_s: float | None, nbytes: int
-    ) -> None:
+    def answered(self, method: str, route: str, status: int, *, took_s: float, first_byte_s: float | None) -> None:
         """A request is over. first_byte_s: None where the reply has no body."""
-        requests, duration, first_byte, sent_bytes = self._of_request(method, route, status, self._told(token))
+        requests, duration, first_byte = self._of_request(method, route, status)
         requests.inc()
         duration.observe(took_s)
         if first_byte_s is not None:
             first_byte.observe(first_byte_s)
-        sent_bytes.inc(nbytes)
+
+    def sent_to(self, route: str, token: str, nbytes: int) -> None:
+        """So many bytes of a reply's body have been sent."""
+        self._of_bytes(route, self._told(token)).inc(nbytes)
 
     def refused(self, code: str, token: str) -> None:
         """The reply was a problem of this code."""
@@ -170,15 +168,30 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The text of /metrics and its media type; of all workers together where there are several."""
+        of_all = self._of_all_workers()
+        if of_all is not None:
+            of_all.register(self.held)
+        return generate_latest(of_all or self.registry), CONTENT_TYPE_LATEST
+
+    def traffic(self) -> Iterator[Metric]:
+        """What is being sent and refused, and has been since the start; of all workers together. Reads files of theirs."""
+        of_all = self._of_all_workers()
+        if of_all is not None:
+            yield from of_all.collect()
+        else:
+            for metric in (self.open_streams, self.samples, self.sent_bytes, self.refusals):
+                yield from metric.collect()
+
+    @staticmethod
+    def _of_all_workers() -> CollectorRegistry | None:
+        """None where there is one worker, and it knows all."""
         directory = os.environ.get(MULTIPROCESS_DIR)
         if directory is None:
-            registry = self.registry
-        else:
-            _forget_dead_workers(Path(directory))
-            registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
-            registry.register(self.held)
-        return generate_latest(registry), CONTENT_TYPE_LATEST
+            return None
+        _forget_dead_workers(Path(directory))
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+        return registry
 
     def _told(self, token: str) -> str:
         if token in self._tokens:

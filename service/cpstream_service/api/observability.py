@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,8 +22,10 @@ access_logger = logging.getLogger("cpstream.access")
 
 MAX_LOGGED_CHARS = 1000
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_WATCHED = frozenset({"/livez", "/readyz", "/metrics"})
+_WATCHED = frozenset({"/livez", "/readyz", "/metrics", "/page/live.json"})
 """Asked for every few seconds, for ever: in the log only at level debug, or when they fail."""
+_COUNT_EVERY_S = 1.0
+"""A reply may take minutes, and who looks on meanwhile should not see nothing and then all of it at once."""
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
@@ -52,9 +55,10 @@ class Observability:
         span = None if self._span is None else self._span()
         status, sent, announced, is_stream = 0, 0, None, False
         first_byte_s: float | None = None
+        counted, next_count = Counted(), began + _COUNT_EVERY_S
 
         async def watch(message: Message) -> None:
-            nonlocal status, sent, announced, is_stream, first_byte_s
+            nonlocal status, sent, announced, is_stream, first_byte_s, next_count
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
@@ -67,8 +71,12 @@ class Observability:
                 if span is not None:
                     _describe(span, scope)
             elif nbytes := len(message.get("body", b"")):
+                now = time.perf_counter()
                 if first_byte_s is None:
-                    first_byte_s = time.perf_counter() - began
+                    first_byte_s = now - began
+                if now > next_count:
+                    next_count = now + _COUNT_EVERY_S
+                    self._count_sent(scope, sent, counted)
                 sent += nbytes
             await send(message)
 
@@ -80,25 +88,34 @@ class Observability:
             complete = announced is None or scope["method"] == "HEAD" or sent >= int(announced)
             if not complete and span is not None:
                 span.set_attribute("cpstream.cut_short", True)
-            route = getattr(scope.get("route"), "path_format", "unmatched")
+            route = _route(scope)
             took_s = time.perf_counter() - began
-            self._count(scope, route, status, sent, took_s, first_byte_s, complete)
+            self._count_sent(scope, sent, counted)
+            self._count(scope, route, status, took_s, first_byte_s, complete)
             level = logging.DEBUG if route in _WATCHED and status < 400 else logging.INFO
             if access_logger.isEnabledFor(level):
                 self._log(level, scope, route, status, sent, took_s, complete, _trace_id(scope, span))
 
-    def _count(
-        self, scope: Scope, route: str, status: int, sent: int, took_s: float, first_byte_s: float | None, complete: bool
-    ) -> None:
+    def _count_sent(self, scope: Scope, sent: int, counted: "Counted") -> None:
+        """Count what has been sent since the last time; sent: bytes of the body so far."""
+        metrics, state = self.metrics, scope["state"]
+        token, account = state.get("token") or "", state.get("account")
+        metrics.sent_to(_route(scope), token, sent - counted.nbytes)
+        counted.nbytes = sent
+        if account is not None:
+            samples, batches = account.sent(sent)
+            metrics.sent(state["split"], token, samples - counted.samples, batches - counted.batches)
+            counted.samples, counted.batches = samples, batches
+
+    def _count(self, scope: Scope, route: str, status: int, took_s: float, first_byte_s: float | None, complete: bool) -> None:
         metrics, state = self.metrics, scope["state"]
         method = scope["method"] if scope["method"] in _METHODS else "other"
         token = state.get("token") or ""
-        metrics.answered(method, route, status, token, took_s=took_s, first_byte_s=first_byte_s, nbytes=sent)
+        metrics.answered(method, route, status, took_s=took_s, first_byte_s=first_byte_s)
         if "code" in state:
             metrics.refused(state["code"], token)
         account: Account | None = state.get("account")
         if account is not None:
-            metrics.sent(state["split"], token, *account.sent(sent))
             metrics.streamed(account)
         elif "samples" in state and complete and status == 200 and method != "HEAD":
             metrics.sent(state["split"], token, state["samples"], state["batches"])
@@ -134,6 +151,21 @@ class Observability:
                 "token": state.get("token"),
             },
         )
+
+
+@dataclass(slots=True)
+class Counted:
+    """How much of a reply the counters hold already."""
+
+    nbytes: int = 0
+    samples: int = 0
+    batches: int = 0
+
+
+def _route(scope: Scope) -> str:
+    """Its template: what metrics and log call it."""
+    route: str = getattr(scope.get("route"), "path_format", "unmatched")
+    return route
 
 
 def _describe(span: Any, scope: Scope) -> None:

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, Field
 
-from cpstream_client.contract.bodies import Progress, Reload, RunningReload
+from cpstream_client.contract.versions import Progress, Reload, RunningReload
 
 
 class Held(BaseModel, frozen=True):

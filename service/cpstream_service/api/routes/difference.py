@@ -11,7 +11,8 @@ from anyio import to_thread
 from fastapi import Query, Request
 from starlette.responses import Response
 
-from cpstream_client.contract import bodies, wire
+from cpstream_client.contract import wire
+from cpstream_client.contract.versions import SplitDifference
 from cpstream_client.contract.wire import ErrorCode
 
 from ...snapshot.difference import Difference
@@ -22,7 +23,7 @@ from ..files import attachment
 from ..json_replies import ReadableJson
 from ..negotiation import caching, etag_of, not_modified, preferred, target_of
 from ..parameters import DifferenceParameters
-from ..state import CurrentService
+from ..state import CurrentService, Service
 from .common import COMMON, SplitName, v1_router
 
 MAX_EXAMPLES = 5
@@ -40,7 +41,7 @@ router = v1_router()
     summary="What changed between two versions",
     responses={
         200: {
-            "model": bodies.SplitDifference,
+            "model": SplitDifference,
             "content": {wire.CSV: {}, _NDJSON: {}},
             **named(*CACHED, *OF_JSON, "Content-Disposition"),
         },
@@ -56,7 +57,13 @@ async def diff(
     Counts and the first examples; with `Accept: text/csv` or `application/x-ndjson` the whole list. Both versions are read whole
     when they are first compared.
     """
-    media_type = preferred(request, _OFFERS)
+    return await difference_reply(request, service, split, parameters, preferred(request, _OFFERS))
+
+
+async def difference_reply(
+    request: Request, service: Service, split: str, parameters: DifferenceParameters, media_type: str
+) -> Response:
+    """In the form that is wanted. Raises as Versions.split, and Overloaded."""
     old, new = service.split(split, parameters.from_), service.split(split, parameters.to)
     etag = etag_of(old.fingerprint, media_type, {"path": target_of(request.scope), "to": new.fingerprint})
     reply = not_modified(request, etag)
@@ -65,7 +72,7 @@ async def diff(
     found = await to_thread.run_sync(service.differences.of, old, new)
     headers = {"ETag": etag, **caching(request)}
     if media_type == wire.JSON:
-        return ReadableJson(_body(old, new, found), headers=headers)
+        return ReadableJson(difference_of(old, new, found), headers=headers)
     is_csv = media_type == wire.CSV
     headers["Content-Disposition"] = attachment(f"{split}-diff.{'csv' if is_csv else 'ndjson'}")
     written = _csv if is_csv else _ndjson
@@ -73,10 +80,11 @@ async def diff(
     return TableReply(service.batch_server, pieces, headers, request.scope["state"]["client"], media_type)
 
 
-def _body(old: Split, new: Split, found: Difference) -> bodies.SplitDifference:
+def difference_of(old: Split, new: Split, found: Difference) -> SplitDifference:
+    """Counts, and the first of each kind."""
     added = new.file_paths.take(found.added[:MAX_EXAMPLES]).to_pylist()
     removed = old.file_paths.take(found.removed[:MAX_EXAMPLES]).to_pylist()
-    return bodies.SplitDifference.model_validate(
+    return SplitDifference.model_validate(
         {
             "split": new.name,
             "from": old.fingerprint,

@@ -122,10 +122,15 @@ async def neighbours(
     etag = etag_of(served.fingerprint, wire.JSON, {"path": target_of(request.scope)})
     reply = not_modified(request, etag)
     if reply is None:
-        with service.searches.alone():
-            body = await to_thread.run_sync(_neighbours, service, served, parameters)
+        body = await neighbours_of(service, served, parameters)
         reply = ReadableJson(body, headers={"ETag": etag, **caching(request)})
     return reply
+
+
+async def neighbours_of(service: Service, split: Split, parameters: NeighboursParameters) -> figures.Neighbours:
+    """Raises Overloaded while another search goes on; InvalidParameter of an all-zero embedding; IndexOutOfRange, NotFound."""
+    with service.searches.alone():
+        return await to_thread.run_sync(_neighbours, service, split, parameters)
 
 
 def _neighbours(service: Service, split: Split, parameters: NeighboursParameters) -> figures.Neighbours:
@@ -150,9 +155,15 @@ def _index(split: Split, parameters: NeighboursParameters) -> int:
         if parameters.index >= count:
             raise IndexOutOfRange(f"index is {parameters.index}; it must be from 0 to {count - 1}")
         return parameters.index
-    index = int(pc.index(split.file_paths, string_scalar(str(parameters.file_path))).as_py())
-    if index < 0:
+    index = index_of(split, str(parameters.file_path))
+    if index is None:
         raise NotFound(
             f"file_path is {shown(parameters.file_path)}, which split {shown(split.name)} does not have; rows lists paths"
         )
     return index
+
+
+def index_of(split: Split, file_path: str) -> int | None:
+    """Of the sample of this path. Looks through all of them: not for the event loop."""
+    index = int(pc.index(split.file_paths, string_scalar(file_path)).as_py())
+    return None if index < 0 else index

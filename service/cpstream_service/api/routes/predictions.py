@@ -13,6 +13,8 @@ from cpstream_client.contract import wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import InvalidParameter, NotConfigured, NotFound, StorageFailed
+from ...snapshot.store import Split
+from ...statistics.distributions import Doubles
 from ...statistics.predictions.judging import judged, points
 from ...statistics.predictions.reading import read_predictions
 from ...statistics.predictions.store import Runs
@@ -52,12 +54,15 @@ router = v1_router()
 async def runs(split: SplitName, service: CurrentService, parameters: Pinned) -> Response:
     """All runs published for this split as it is, by mean absolute error."""
     served, kept = service.split(split, parameters.fingerprint), _kept(service)
-    reports = await to_thread.run_sync(kept.reports, served.fingerprint)
+    return ReadableJson(await to_thread.run_sync(runs_of, kept, served), headers=_FRESH)
+
+
+def runs_of(kept: Runs, split: Split) -> bodies.RunList:
+    """All runs of a split, that with the least mean absolute error first. Reads files: not for the event loop."""
+    reports = kept.reports(split.fingerprint)
     short = (bodies.Run.model_validate(report.model_dump(include=set(bodies.Run.model_fields))) for report in reports)
-    body = bodies.RunList(
-        split=split, fingerprint=served.fingerprint, runs=tuple(sorted(short, key=lambda run: (run.errors.mae, run.name)))
-    )
-    return ReadableJson(body, headers=_FRESH)
+    ordered = sorted(short, key=lambda run: (run.errors.mae, run.name))
+    return bodies.RunList(split=split.name, fingerprint=split.fingerprint, runs=tuple(ordered))
 
 
 @router.put(
@@ -113,11 +118,8 @@ async def publish(split: SplitName, name: RunName, request: Request, service: Cu
 )
 async def run(split: SplitName, name: RunName, service: CurrentService, parameters: Pinned) -> Response:
     """R2, errors in all, by CPS decile and by folder, and the recordings that were missed by most."""
-    served, kept = service.split(split, parameters.fingerprint), _kept(service)
-    found = await to_thread.run_sync(kept.find, served.fingerprint, _check(name))
-    if found is None:
-        raise _no_run(split, name)
-    return ReadableJson(found[0], headers=_FRESH)
+    report, _ = await found_run(service, service.split(split, parameters.fingerprint), name)
+    return ReadableJson(report, headers=_FRESH)
 
 
 @router.get(
@@ -128,11 +130,9 @@ async def run(split: SplitName, name: RunName, service: CurrentService, paramete
 )
 async def run_points(split: SplitName, name: RunName, service: CurrentService, parameters: Pinned) -> Response:
     """At most 5,000 samples, evenly spread over those with a prediction."""
-    served, kept = service.split(split, parameters.fingerprint), _kept(service)
-    found = await to_thread.run_sync(kept.find, served.fingerprint, _check(name))
-    if found is None:
-        raise _no_run(split, name)
-    return CompactJson(points(name, served, found[1]), headers=_FRESH)
+    served = service.split(split, parameters.fingerprint)
+    _, predicted = await found_run(service, served, name)
+    return CompactJson(points(name, served, predicted), headers=_FRESH)
 
 
 @router.delete(
@@ -149,6 +149,14 @@ async def delete(split: SplitName, name: RunName, service: CurrentService, param
     if not await to_thread.run_sync(kept.delete, served.fingerprint, _check(name)):
         raise _no_run(split, name)
     return Response(status_code=204)
+
+
+async def found_run(service: Service, split: Split, name: str) -> tuple[bodies.RunReport, Doubles]:
+    """A run of the split, and what it predicts, (N,), NaN where nothing. Raises NotConfigured, InvalidParameter, NotFound."""
+    found = await to_thread.run_sync(_kept(service).find, split.fingerprint, _check(name))
+    if found is None:
+        raise _no_run(split.name, name)
+    return found
 
 
 def _kept(service: Service) -> Runs:

@@ -7,6 +7,7 @@ from fastapi import Query, Request
 from starlette.responses import Response
 
 from cpstream_client.contract import bodies, wire
+from cpstream_client.contract.plan import Indices
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import IndexOutOfRange, InvalidParameter, NotAcceptable, shown
@@ -46,54 +47,63 @@ async def rows(
     the end is empty. With `Accept: text/csv`: a table of all that match, in which no path is taken for a formula.
     """
     served = service.split(split, parameters.fingerprint)
-    is_csv, length = _is_csv(request), parameters.length
-    if is_csv and parameters.embedding:
-        raise InvalidParameter("embedding is true, and CSV holds no embeddings; ask for JSON, or download embeddings.npy")
-    if not is_csv:
-        length = _json_length(parameters.length, service.settings.max_json_rows)
-    if parameters.sort not in (sorts := ("index", "file_path", "cps", *served.labels)):
-        raise InvalidParameter(f"sort is {shown(parameters.sort)}; it must be one of {', '.join(sorts)}")
-    etag = etag_of(served.fingerprint, wire.CSV if is_csv else wire.JSON, {"path": target_of(request.scope)})
+    if _is_csv(request):
+        return await csv_reply(request, service, served, parameters)
+    length = _json_length(parameters.length, service.settings.max_json_rows)
+    _check_sort(served, parameters.sort)
+    etag = etag_of(served.fingerprint, wire.JSON, {"path": target_of(request.scope)})
     reply = not_modified(request, etag)
     if reply is not None:
         return reply
-    return await _reply(request, service, served, parameters, length, is_csv, {"ETag": etag, **caching(request)})
+    indices, matching = await selected(service, served, parameters, length)
+    headers = {"ETag": etag, **caching(request)}
+    return await to_thread.run_sync(lambda: CompactJson(rows_of(served, parameters, indices, matching), headers=headers))
 
 
-async def _reply(
-    request: Request,
-    service: Service,
-    split: Split,
-    parameters: RowsParameters,
-    length: int | None,
-    is_csv: bool,
-    headers: dict[str, str],
-) -> Response:
+async def csv_reply(request: Request, service: Service, split: Split, parameters: RowsParameters) -> Response:
+    """All rows that match, as a file. Raises InvalidParameter, IndexOutOfRange."""
+    if parameters.embedding:
+        raise InvalidParameter("embedding is true, and CSV holds no embeddings; ask for JSON, or download embeddings.npy")
+    _check_sort(split, parameters.sort)
+    etag = etag_of(split.fingerprint, wire.CSV, {"path": target_of(request.scope)})
+    reply = not_modified(request, etag)
+    if reply is not None:
+        return reply
+    indices, _ = await selected(service, split, parameters, parameters.length)
+    headers = {"ETag": etag, **caching(request), "Content-Disposition": attachment(f"{split.name}-rows.csv")}
+    return CsvReply(service.batch_server, split, indices, headers, request.scope["state"]["client"])
+
+
+async def selected(service: Service, split: Split, parameters: RowsParameters, length: int | None) -> tuple[Indices, int]:
+    """Indices of the page asked for, (B,) int64, and how many samples match. Raises InvalidParameter, IndexOutOfRange."""
+    _check_sort(split, parameters.sort)
     wanted, total = parameters.wanted, split.info.num_samples
     asked = split, wanted, min(parameters.offset, total), length
     indices, matching = await to_thread.run_sync(service.selections.page, *asked, limiter=service.selecting)
     if parameters.offset > matching:
         have = f"the split's {total} samples" if wanted.is_all else f"the {matching} samples that match"
         raise IndexOutOfRange(f"offset is {parameters.offset}; it must be from 0 to {have}")
-    if is_csv:
-        headers["Content-Disposition"] = attachment(f"{split.name}-rows.csv")
-        return CsvReply(service.batch_server, split, indices, headers, request.scope["state"]["client"])
+    return indices, matching
+
+
+def rows_of(split: Split, parameters: RowsParameters, indices: Indices, matching: int) -> bodies.Rows:
+    """What `selected` has found, with what is known of each sample."""
     columns: tuple[wire.Column, ...] = ("index", "file_path", "cps", *split.labels)
     if parameters.embedding:
         columns += ("embedding",)
+    return bodies.Rows(
+        split=split.name,
+        fingerprint=split.fingerprint,
+        offset=parameters.offset,
+        total=split.info.num_samples,
+        matching=None if parameters.wanted.is_all else matching,
+        rows=samples_of(split, indices, columns),
+    )
 
-    def build() -> Response:
-        body = bodies.Rows(
-            split=split.name,
-            fingerprint=split.fingerprint,
-            offset=parameters.offset,
-            total=total,
-            matching=None if wanted.is_all else matching,
-            rows=samples_of(split, indices, columns),
-        )
-        return CompactJson(body, headers=headers)
 
-    return await to_thread.run_sync(build)
+def _check_sort(split: Split, sort: str) -> None:
+    if sort not in (sorts := ("index", "file_path", "cps", *split.labels)):
+        raise InvalidParameter(f"sort is {shown(sort)}; it must be one of {', '.join(sorts)}")
 
 
 def _is_csv(request: Request) -> bool:

@@ -5,7 +5,8 @@ import time
 from fastapi import Request
 from starlette.responses import Response
 
-from cpstream_client.contract import bodies, wire
+from cpstream_client.contract import wire
+from cpstream_client.contract.versions import ReloadAsked, VersionInfo, VersionList, VersionSplit
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import NotConfigured
@@ -13,7 +14,7 @@ from ...snapshot.last_use import last_used
 from ..description import OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
 from ..rights import needs
-from ..state import CurrentService
+from ..state import CurrentService, Service
 from ..versions import Version
 from .common import NoParameters, v1_router
 
@@ -27,7 +28,7 @@ router = v1_router()
     tags=["versions"],
     summary="All versions of the data",
     responses={
-        200: {"model": bodies.VersionList, **named(*OF_JSON, "Cache-Control")},
+        200: {"model": VersionList, **named(*OF_JSON, "Cache-Control")},
         **problem_replies(ErrorCode.INVALID_PARAMETER),
     },
 )
@@ -36,26 +37,30 @@ def versions(service: CurrentService, _: NoParameters) -> Response:
 
     It answers while the data is being loaded, too: `reload` and `progress` say how far that is.
     """
+    return ReadableJson(versions_of(service), headers={"Cache-Control": "no-store"})
+
+
+def versions_of(service: Service) -> VersionList:
+    """What is held, the newest first, and how the last reload went. Looks at files: not for the event loop."""
     held, state = service.versions.held.values(), service.state
-    body = bodies.VersionList(
+    return VersionList(
         versions=tuple(_told(version, service.versions.is_current(version)) for version in reversed(held)),
         reload=state.reload,
         progress=state.progress,
         last_reload=state.last,
     )
-    return ReadableJson(body, headers={"Cache-Control": "no-store"})
 
 
-def _told(version: Version, current: bool) -> bodies.VersionInfo:
+def _told(version: Version, current: bool) -> VersionInfo:
     snapshot = version.snapshot
     used_s = last_used(snapshot.path)
-    return bodies.VersionInfo(
+    return VersionInfo(
         fingerprint=snapshot.fingerprint,
         current=current,
         made_at=snapshot.created_at,
         last_used_at=None if used_s is None else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(used_s)),
         splits=tuple(
-            bodies.VersionSplit(split=split.name, fingerprint=split.fingerprint, num_samples=split.info.num_samples)
+            VersionSplit(split=split.name, fingerprint=split.fingerprint, num_samples=split.info.num_samples)
             for split in snapshot.splits.values()
         ),
     )
@@ -67,7 +72,7 @@ def _told(version: Version, current: bool) -> bodies.VersionInfo:
     summary="Load the data anew",
     status_code=202,
     responses={
-        202: {"model": bodies.ReloadAsked, **named(*OF_JSON[:1], "Cache-Control", "Location")},
+        202: {"model": ReloadAsked, **named(*OF_JSON[:1], "Cache-Control", "Location")},
         **problem_replies(ErrorCode.INVALID_PARAMETER, ErrorCode.NOT_CONFIGURED),
     },
 )
@@ -81,5 +86,5 @@ async def reload(request: Request, service: CurrentService, _: NoParameters) -> 
     if service.follower is None:
         raise NotConfigured("this service was made over one snapshot, and knows no source to load; serve by: cpstream serve")
     number = service.follower.control.ask_reload(f"asked for by {request.scope['state']['client']}")
-    body = bodies.ReloadAsked(number=number, versions=PATH.lstrip("/"))
+    body = ReloadAsked(number=number, versions=PATH.lstrip("/"))
     return ReadableJson(body, 202, headers={"Location": PATH.rpartition("/")[2], "Cache-Control": "no-store"})

@@ -66,6 +66,11 @@ class Runs:
         found = (self._opened(self._path(fingerprint, name)) for name in self._names(fingerprint))
         return [report for report, _ in filter(None, found)]
 
+    def of_sample(self, fingerprint: str, index: int) -> list[tuple[str, float]]:
+        """The name of each run of a split, and what it predicts of this sample, NaN where nothing."""
+        found = ((name, self.find(fingerprint, name)) for name in self._names(fingerprint))
+        return [(name, float(run[1][index])) for name, run in found if run is not None]
+
     def find(self, fingerprint: str, name: str) -> tuple[RunReport, Doubles] | None:
         """A run and what it predicts, (N,), NaN where nothing; None where there is none."""
         return self._opened(self._path(fingerprint, name))

@@ -23,6 +23,7 @@ LADDER = (
     "cpstream_client.contract",
     "cpstream_client.buffers",
     "cpstream_client.files",
+    "cpstream_client.cgroups",
     "cpstream_client.cpus",
     "cpstream_client.locks",
     "cpstream_client.errors",

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cpstream_client.epochs.budget import Budget, free_bytes
+from cpstream_service.batches.residency import memory_limit_bytes
 
 GB = 10**9
 PAGES = 9223372036854771712
@@ -73,6 +74,15 @@ def test_free_memory_is_the_lower_of_the_machines_and_the_cgroups(
     tmp_path: Path, cgroup: str, files: dict[str, object], free: int
 ) -> None:
     assert free_bytes(*system(tmp_path, cgroup, files)) == free
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "file"),
+    [(V2, "job/step/memory.max"), (V2, "job/memory.max"), (V1, "memory/job/memory.limit_in_bytes")],
+)
+def test_the_service_goes_by_the_same_limits(tmp_path: Path, cgroup: str, file: str) -> None:
+    proc, cgroups = system(tmp_path, cgroup, {file: GB, "job/step/memory.current": 0})
+    assert memory_limit_bytes(f"{proc}/self/cgroup", cgroups) == GB
 
 
 def test_where_the_system_does_not_say_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

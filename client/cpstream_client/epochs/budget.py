@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..cgroups import CGROUPS, limiting
+
 SHARE = 4
 """One part in so many of the free memory."""
 _UNLIMITED = 2**60
 """Version 1 says 2^63 less a page where there is no limit."""
 
 
-def free_bytes(proc: str = "/proc", cgroups: str = "/sys/fs/cgroup") -> int | None:
+def free_bytes(proc: str = "/proc", cgroups: str = CGROUPS) -> int | None:
     """The lower of this machine's free memory and what the limits of this process's cgroups (version 1 or 2) leave.
 
     None where the system does not say.
@@ -34,27 +36,14 @@ def _of_machine(proc: str) -> Iterator[int]:
 
 
 def _of_cgroups(proc_cgroup: str, cgroups: str) -> Iterator[int]:
-    try:
-        lines = Path(proc_cgroup).read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+    for folder, version in limiting("memory", proc_cgroup, cgroups):
+        names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        try:
+            limit, used = (int((folder / name).read_text()) for name in names)
+        except (OSError, ValueError):  # no limit there: no file, or "max"
             continue
-        root = Path(cgroups, "memory") if controllers else Path(cgroups)
-        names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
-        folder = root / path.lstrip("/")
-        # In a container the path is often the host's, while what is mounted is the container's own group.
-        for each in (folder, *folder.parents) if folder.is_dir() else (root,):
-            if each != root and root not in each.parents:
-                break
-            try:
-                limit, used = (int((each / name).read_text()) for name in names)
-            except (OSError, ValueError):  # no limit there: no file, or "max"
-                continue
-            if limit < _UNLIMITED:
-                yield limit - used + _reclaimable(each)
+        if limit < _UNLIMITED:
+            yield limit - used + _reclaimable(folder)
 
 
 def _reclaimable(cgroup: Path) -> int:

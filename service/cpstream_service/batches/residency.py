@@ -10,11 +10,11 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cpstream_client.cgroups import CGROUPS, PROC_CGROUP, limiting
 from cpstream_client.contract.plan import BLOCK_ROWS, WINDOW_BLOCKS, Indices, Shuffle
 
 FITS = 0.7
@@ -26,27 +26,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
-def memory_limit_bytes(proc_cgroup: str = "/proc/self/cgroup", cgroups: str = "/sys/fs/cgroup") -> int:
+def memory_limit_bytes(proc_cgroup: str = PROC_CGROUP, cgroups: str = CGROUPS) -> int:
     """The least of this machine's memory and the limits of this process's cgroup (version 1 or 2) and its ancestors."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    try:
-        lines = Path(proc_cgroup).read_text().splitlines()
-    except OSError:
-        return limits[0]
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"):
+    for folder, version in limiting("memory", proc_cgroup, cgroups):
+        try:
+            limits.append(int((folder / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text()))
+        except (OSError, ValueError):  # no limit there: no file, or "max"
             continue
-        root, name = (Path(cgroups), "memory.max") if not controllers else (Path(cgroups, "memory"), "memory.limit_in_bytes")
-        folder = root / path.lstrip("/")
-        # In a container the path is often the host's, while what is mounted is the container's own group.
-        for each in (folder, *folder.parents) if folder.is_dir() else (root,):
-            if each != root and root not in each.parents:
-                break
-            try:
-                limits.append(int((each / name).read_text()))
-            except (OSError, ValueError):  # no limit there: no file, or "max"
-                continue
     return min(limits)
 
 

@@ -1,13 +1,15 @@
 """What is written in huge pages is the file that was to be written."""
 
 import errno
+import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cpstream_service.snapshot.huge_pages import WRITE_BYTES, huge_page_writer
+from cpstream_service.snapshot.huge_pages import HUGE_PAGE_BYTES, WRITE_BYTES, huge_page_writer
 
 
 @pytest.mark.parametrize("total", [0, 1, WRITE_BYTES - 1, WRITE_BYTES, 2 * WRITE_BYTES + 1])
@@ -32,3 +34,31 @@ def test_a_disk_that_is_full_is_an_error_where_the_file_is_written(total: int) -
         huge_page_writer(file) as out,
     ):
         out.write(bytes(total))
+
+
+class Dear(io.BytesIO):
+    """A file, and the clock of the processor that writes it. dear: how many times as much a byte of a huge page takes."""
+
+    def __init__(self, dear: float) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self._dear, self._clock_s = dear, 0.0
+
+    def write(self, data: "memoryview[int]") -> int:  # type: ignore[override]
+        self.sizes.append(len(data))
+        self._clock_s += len(data) / 1e9 * (self._dear if len(data) >= HUGE_PAGE_BYTES else 1)
+        return super().write(data)
+
+    def thread_time(self) -> float:
+        return self._clock_s
+
+
+@pytest.mark.parametrize(("dear", "huge"), [(1.0, 5), (2.5, 5), (8.0, 1)])
+def test_huge_pages_are_given_up_where_they_are_dear(monkeypatch: pytest.MonkeyPatch, dear: float, huge: int) -> None:
+    content = np.random.default_rng(0).integers(0, 256, 6 * WRITE_BYTES + 1, np.uint8)
+    file = Dear(dear)
+    monkeypatch.setattr(time, "thread_time", file.thread_time)
+    with huge_page_writer(file) as writer:
+        writer.write(content.data)
+    assert sum(size >= HUGE_PAGE_BYTES for size in file.sizes) == huge
+    assert file.getvalue() == content.tobytes()

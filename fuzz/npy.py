@@ -20,6 +20,7 @@ import numpy as np
 
 from cpstream_service.align.align import align
 from cpstream_service.errors import DataError
+from cpstream_service.orphans import die_with
 from cpstream_service.sources import npy_apart, npy_child
 from cpstream_service.sources.cps_table import CpsTable, read_cps_table
 from cpstream_service.sources.npy import FILE_NAME, read_npy
@@ -99,13 +100,14 @@ class _Npy:
         return True
 
     def _run(self, path: Path, task: dict[str, Any], descriptors: tuple[int, ...]) -> int:
-        before = peak_bytes()
+        before, parent = peak_bytes(), os.getpid()
         pid = os.fork()
         if not pid:
             try:
                 os.dup2(self._nowhere.fileno(), 2)
+                die_with(parent)
                 sys.addaudithook(_watch)
-                npy_child.main({**task, "parent": os.getppid()})
+                npy_child.main(task)
             finally:
                 os._exit(1)
         _, status, used = os.wait4(pid, 0)

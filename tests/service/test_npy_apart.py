@@ -19,6 +19,7 @@ from test_npy_shapes import EXTRAS, SHAPES
 
 from cpstream_service.errors import DataError
 from cpstream_service.sources.npy import read_npy
+from cpstream_service.sources.npy_reader import reader_ready
 from cpstream_service.sources.rows import SourceSplit
 
 MB = 1 << 20
@@ -213,6 +214,23 @@ class Busy:
 
     reader: subprocess.Popen[str]
     child: int
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_process_that_is_ready_reads_one_file(tmp_path: Path, dies: bool) -> None:
+    path = write_npy(tmp_path, FILES["lists"])
+    with reader_ready(progress=False):
+        (ready,) = children_of(os.getpid())
+        if dies:
+            os.kill(ready, signal.SIGKILL)
+            with pytest.raises(DataError, match="the process that read it was killed"):
+                read_npy(path)
+        for _ in range(2):  # the second time by a new one
+            assert held(read_npy(path)) == held(read_npy(path, apart=False))
+            assert is_gone(ready)
+    with reader_ready(progress=False):
+        (ready,) = children_of(os.getpid())
+    assert is_gone(ready), "nothing was to be read"
 
 
 @pytest.fixture

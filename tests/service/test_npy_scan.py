@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from data import cps_of, make_rows, make_settings, npy_bytes, npy_of, write_cps
 
+from cpstream_service.align.align import judge_rows
 from cpstream_service.errors import DataError
 from cpstream_service.snapshot import load as snapshot_load
 from cpstream_service.snapshot.load import load
@@ -104,6 +105,31 @@ def test_the_process_that_reads_hands_over_places(tmp_path: Path) -> None:
     np.testing.assert_array_equal(embeddings[7:4000], expected[7:4000])
     for order in (np.random.default_rng(0).permutation(2500), np.array([3, 0, 3]), np.array([], np.int64), np.arange(2499, -1, -1)):
         np.testing.assert_array_equal(embeddings[order], expected[order])
+
+
+UNUSUAL = {"nan": np.nan, "infinity": np.inf, "zeros": 0.0, "a square beyond float32": 3e30, "squares that vanish": 1e-30}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_rows_are_judged_where_they_are_found_as_elsewhere(tmp_path: Path, kind: str) -> None:
+    """Wherever they stand: the first three are unpickled, most others are found behind them, and some in the next split."""
+    made = {"train": rows(), "dev": rows(40, seed=1)}
+    unusual = {"train": [0, 2, 3, 1700, 2499], "dev": [0, 39]}
+    for split, at in unusual.items():
+        for i in at:
+            row = np.full(96, UNUSUAL[kind], np.float32)
+            row[:-1] = 1 if np.isinf(row[0]) else row[:-1]  # one number is enough
+            made[split][i]["embedding"] = row
+    path = tmp_path / "numpy_embs.npy"
+    path.write_bytes(npy_of(made))
+    for split, found in read_npy(path).items():
+        assert isinstance(found.embeddings, FileRows)
+        finite, zero = judge_rows(found.embeddings)
+        expected = judge_rows(np.asarray(found.embeddings))
+        np.testing.assert_array_equal(finite, expected[0])
+        np.testing.assert_array_equal(zero, expected[1])
+        assert np.flatnonzero(~finite).tolist() == (unusual[split] if kind in ("nan", "infinity") else [])
+        assert np.flatnonzero(zero).tolist() == (unusual[split] if kind == "zeros" else [])
 
 
 def change(path: Path, how: str) -> None:

@@ -17,7 +17,9 @@ import pyarrow as pa
 from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDifference, SpellingDifference
 
 from ..sources.cps_table import CpsTable
+from ..sources.file_rows import FileRows
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
+from ..sources.verdicts import Verdicts, judge
 from .differences import Sides, root_differences, spelling_differences
 from .drops import MAX_EXAMPLES, Drops
 from .forget import NOTHING, ForgetList, forgotten
@@ -261,18 +263,12 @@ def _warnings(file_paths: list[str], rates: npt.NDArray[np.float32], zero: npt.N
     return tuple(warning for warning in found if warning.count)
 
 
-def judge_rows(embeddings: Embeddings) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def judge_rows(embeddings: Embeddings) -> Verdicts:
     """Which rows hold finite numbers only, and which nothing but zeros. (M, D) float32 -> (M,) bool, (M,) bool."""
-    finite, zero = np.empty(len(embeddings), np.bool_), np.zeros(len(embeddings), np.bool_)
+    if isinstance(embeddings, FileRows) and embeddings.verdicts is not None:
+        return embeddings.verdicts
+    finite, zero = np.empty(len(embeddings), np.bool_), np.empty(len(embeddings), np.bool_)
     step = rows_per_chunk(embeddings.shape[1])
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for low in range(0, len(embeddings), step):
-            rows = embeddings[low : low + step]
-            # The sum of squares is finite only if every number is, and 0 if all are; it may overflow or vanish, so look again.
-            squares = np.einsum("ij,ij->i", rows, rows)
-            here = np.isfinite(squares)
-            here[~here] = np.isfinite(rows[~here]).all(axis=1)
-            finite[low : low + step] = here
-            for i in np.flatnonzero(squares == 0):
-                zero[low + i] = not rows[i].any()
+    for low in range(0, len(embeddings), step):
+        finite[low : low + step], zero[low : low + step] = judge(embeddings[low : low + step])
     return finite, zero

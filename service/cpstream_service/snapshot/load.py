@@ -19,7 +19,7 @@ from ..align.verdict import refuse
 from ..errors import DataError, SourceUnavailableError
 from ..progress import tell
 from ..settings import DataSettings
-from ..sources.read import source_files
+from ..sources.read import reading_soon, source_files
 from ..sources.rows import gc_paused, rows_per_chunk
 from .fingerprint import dataset_fingerprint, split_fingerprint
 from .inputs import Files, digest_of, hash_of, identity_of
@@ -129,6 +129,8 @@ class _Found:
 
 def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, until_written: ExitStack, progress: bool) -> _Found:
     files = Files.of(settings)
+    if next(settings.snapshot_dir.glob(PLACED), None) is None:
+        until_written.enter_context(reading_soon(settings, progress=progress))
     key = files.key(identity, settings.snapshot_dir, forget)
     target = settings.snapshot_dir / key
     notes = []

@@ -4,11 +4,8 @@ A pickle may ask for any memory (an index of its memo), any time (a key whose ha
 that reads it (a key nested deeper than the stack). Checking its opcodes first, in Python, takes many times as long as reading it.
 """
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -21,9 +18,8 @@ from .file_rows import stamp_of
 from .handover import take_over
 from .limits import cpu_limit, memory_limit
 from .npy_content import LAYOUT
+from .npy_reader import may_show, take_reader
 from .rows import SourceSplit
-
-_CODE = "import json, sys; task = json.loads(sys.argv[1]); sys.path[:] = task['path']; from {module} import main; main(task)"
 
 
 def read_apart(
@@ -33,14 +29,12 @@ def read_apart(
     size, stamp = os.fstat(source.fileno()).st_size, stamp_of(source.fileno())
     with _file_in_memory() as target:
         task = {
-            "path": sys.path,
-            "parent": os.getpid(),
             "source": source.fileno(),
             "target": target.fileno(),
             "name": path.name,
             "splits": list(splits),
             "columns": list(columns),
-            "progress": progress and sys.stderr is not None and sys.stderr.isatty(),
+            "progress": may_show(progress),
             "memory_bytes": memory_limit(size),
             "cpu_s": cpu_limit(size),
         }
@@ -57,18 +51,9 @@ def read_apart(
 
 
 def _run(path: Path, task: dict[str, object], descriptors: tuple[int, ...]) -> int:
-    """Exit status of the process, which never outlives this one."""
-    code = _CODE.format(module=f"{__package__}.npy_child")
-    arguments = [sys.executable, "-I", "-S", "-c", code, json.dumps(task)]
+    """Exit status of the process, which never outlives this one. descriptors: of the source and the target."""
     try:
-        child = subprocess.Popen(  # noqa: S603 - our own code
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=None if task["progress"] else subprocess.DEVNULL,
-            pass_fds=descriptors,
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # it multiplies nothing, and each thread takes memory
-        )
+        reader = take_reader(shows=bool(task["progress"]))
     except OSError as error:
         raise DataError(f"{path}: cannot start a process to read it: {error.strerror}; free memory or raise ulimit -u") from None
     size = max(1, os.fstat(descriptors[0]).st_size)
@@ -76,12 +61,8 @@ def _run(path: Path, task: dict[str, object], descriptors: tuple[int, ...]) -> i
     def phase() -> str:  # the open file is one for both processes, and so is the place to which it has been read
         return f"reading {path.name}: {min(100, 100 * os.lseek(descriptors[0], 0, os.SEEK_CUR) // size)} %"
 
-    with child, telling(phase):
-        try:
-            return child.wait()
-        except BaseException:
-            child.kill()
-            raise
+    with reader, telling(phase):
+        return reader.run(task, descriptors)
 
 
 def _file_in_memory() -> IO[bytes]:

@@ -1,10 +1,11 @@
-"""The process that reads a numpy_embs.npy for npy_apart.py, which starts it: it hands over what the file holds, or dies of it."""
+"""The process that reads a numpy_embs.npy, started by npy_reader.py: it hands over what the file holds, or dies of it."""
 
 import gc
 import io
+import json
 import os
-import signal
-from typing import Any
+import socket
+from typing import Any, NoReturn
 
 from ..orphans import die_with
 from .handover import hand_over, refuse
@@ -17,10 +18,20 @@ _MAX_ERROR = 1500
 """Characters: names and shapes are as long as a file makes them."""
 
 
-def main(task: dict[str, Any]) -> None:
-    """Read the file open as task["source"] into the one open as task["target"]; never returns. task: as npy_apart.py makes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both: the parent ends this process
-    die_with(task["parent"])
+def wait(descriptor: int, parent: int) -> NoReturn:
+    """Do the task that comes by this socket. Ctrl-C, which reaches both processes, is the parent's to act upon."""
+    die_with(parent)
+    with socket.socket(fileno=descriptor) as connection:
+        _, descriptors, _, _ = socket.recv_fds(connection, 1, 2)
+        if len(descriptors) != 2:  # nothing is to be read
+            os._exit(0)
+        with connection.makefile("rb") as file:
+            task = json.load(file)
+    main(task | {"source": descriptors[0], "target": descriptors[1]})
+
+
+def main(task: dict[str, Any]) -> NoReturn:
+    """Read the file open as task["source"] into the one open as task["target"]. task: as npy_apart.py makes it."""
     gc.disable()
     memory_bytes = task["memory_bytes"]
     limit_process(memory_bytes, task["cpu_s"])

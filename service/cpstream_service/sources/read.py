@@ -1,6 +1,7 @@
 """The embeddings and the CPS tables that the settings name: each kind of source by its own module."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from ..errors import DataError
 from ..settings import DataSettings
 from ..text import listed
 from .npy import FILE_NAME, read_npy
+from .npy_reader import reader_ready
 from .places import places
 from .rows import ALL, SourceSplit
 
@@ -72,6 +74,11 @@ def _kaldi() -> Kind:
 
 _KINDS: dict[str, Callable[[], Kind]] = {"npy": _npy, "npy-folder": _npy_folder, "parquet": _parquet, "kaldi": _kaldi}
 """By --source-type; each module is imported when it is used."""
+
+
+def reading_soon(settings: DataSettings, *, progress: bool = False) -> AbstractContextManager[None]:
+    """Within, what takes its time before the source can be read has begun."""
+    return reader_ready(progress) if settings.source_type == "npy" else nullcontext()
 
 
 def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress: bool = False) -> dict[str, SourceSplit]:

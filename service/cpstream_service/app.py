@@ -37,6 +37,7 @@ from .api.routing import Route
 from .api.state import Service
 from .api.tracing import tracing
 from .api.versions import Version, Versions
+from .batches.limits import Limits
 from .batches.server import BatchServer
 from .credentials import Credentials
 from .hangup import Hangup, on_hangup
@@ -84,18 +85,19 @@ def create_app(
     routes = [route for each in resources for route in each.router.routes]
     open_routes = [route for route in routes if isinstance(route, Route) and route.needs is None]
     traced = tracing(os.environ)
+    limits = None if control is None or settings.workers == 1 else Limits(control.shared_folder())
     forgetting = None if data is None or data.forget_list is None else Forgetting(data)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        batch_server = BatchServer(settings)
+        batch_server = BatchServer(settings, limits)
         versions = Versions(batch_server, stale_reason)
         follower = None if control is None else Follower(versions, settings, control)
         jobs = Jobs(settings.roles, lambda: drain.draining)
         service = app.state.service = Service(versions, settings, batch_server, metrics, drain, jobs, follower)
         metrics.held.splits, metrics.held.versions = versions.splits, lambda: len(versions.held)
         metrics.held.state, metrics.held.is_stale = lambda: service.state, lambda: service.is_stale
-        async with nullcontext() if forgetting is None else forgetting.watching(versions):  # before anything is open
+        async with nullcontext() if forgetting is None else forgetting.watching(versions, service.runs):  # before anything is open
             if snapshot is not None:
                 versions.open(Version.of(snapshot, settings))
                 versions.make_current(snapshot.path.name)
@@ -137,6 +139,7 @@ def create_app(
                 open_routes=open_routes,
                 drain=drain,
                 wants_certificate=settings.tls_client_ca_file is not None,
+                limits=limits,
             ),
         ],
     )

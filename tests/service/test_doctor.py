@@ -277,7 +277,7 @@ def test_what_a_token_may_be_sent_is_no_slow_network() -> None:
     figures = replace(FIGURES, server=SERVER.model_copy(update={"allowed_bytes_per_second": 120_000_000}))
     verdict = judge(figures, None)
     assert verdict.limit == "server"
-    assert "raise max_bytes_per_s of the token, now 120 MB/s in each worker" in verdict.sentence
+    assert "raise max_bytes_per_s of the token, now 120 MB/s" in verdict.sentence
     assert judge(replace(figures, stream=replace(RATE, nbytes=50_000_000)), None).limit == "network"
 
 

@@ -3,7 +3,8 @@
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,21 +43,30 @@ class Place:
         with serve(self.folder / name, *shared, source=self.source) as service:
             yield service
 
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
     def held(self) -> bytes:
         """All bytes of all snapshots, and of what was made from them."""
-        found = []
-        for path in sorted(self.snapshots.rglob("*")):
-            try:
-                found.append(path.read_bytes() if path.is_file() else b"")
-            except FileNotFoundError:
-                continue
-        return b"".join(found)
+        return bytes_in(self.snapshots)
+
+
+def bytes_in(folder: Path) -> bytes:
+    """Those of all files, and their names."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        found.append(path.name.encode())
+        with suppress(FileNotFoundError):
+            found.append(path.read_bytes() if path.is_file() else b"")
+    return b"".join(found)
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Place:
     """The same with little data."""
-    made = Place(tmp_path, write_dataset(tmp_path / "source", {"train": make_rows(40, folder=".")}))
+    rows = {"train": make_rows(40, folder="."), "dev": make_rows(5, folder="dev")}
+    made = Place(tmp_path, write_dataset(tmp_path / "source", rows))
     made.list.write_text("")
     return made
 
@@ -193,6 +203,43 @@ def test_replicas_of_one_snapshot_folder(small: Place) -> None:
         small.list.write_text("")
         for service in (one, another):
             poll(lambda: split_of(service).get("fingerprint") == fingerprint)  # noqa: B023
+
+
+def test_kept_predictions_of_a_recording_are_deleted(small: Place) -> None:
+    state = ["--state-dir", str(small.state)]
+    with (
+        small.service("--workers", "2", *state) as one,
+        small.service(*state, name="another") as another,
+        Client(one.url) as client,
+        Client(another.url) as other,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        info, paths = client.split("train"), client.file_paths("train")
+        run = {"file_path": paths, "predicted": [12.0] * 40}
+        client.publish("train", "mlp", run)
+        client.publish("dev", "mlp", {"index": [0, 1], "predicted": [12.0, 12.0]})
+        kept = small.state / "predictions" / info.fingerprint
+        shutil.copytree(kept, kept.with_name("0" * 32))  # of a version that is long gone
+        (kept.parent / ".writing-killed").write_text(SMALL_LAST)
+        assert {entry.name for entry in other.runs("train").runs} == {"mlp"}
+
+        def publish_on() -> None:
+            while True:
+                other.publish("train", "late", run, info=info)
+
+        publishing = thread.submit(publish_on)
+        small.list.write_text(SMALL_LAST)
+        with pytest.raises(ForgottenError):
+            publishing.result(90)
+        for service in (one, another):
+            poll(lambda: split_of(service).get("num_samples") == 39)  # noqa: B023
+        poll(lambda: SMALL_LAST.encode() not in bytes_in(small.state))
+        assert info.fingerprint.encode() not in bytes_in(small.state)
+        assert {entry.name for entry in other.runs("dev").runs} == {"mlp"}
+        # Who still has its path may send it, and nobody else hears of it.
+        again = other.publish("train", "mlp", run)
+        assert (again.num_predicted, again.unknown.count, again.unknown.examples) == (39, 1, ())
+        assert SMALL_LAST.encode() not in bytes_in(small.state)
 
 
 def test_a_list_that_was_damaged_or_is_gone_brings_nothing_back(small: Place) -> None:

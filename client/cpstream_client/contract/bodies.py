@@ -229,7 +229,7 @@ class Measurement(Body, frozen=True):
     )
     other_streams: Count = Field(description="Open in this worker meanwhile.")
     allowed_bytes_per_second: Count | None = Field(
-        default=None, description="What one worker may send to this token, all its replies together; null where there is no limit."
+        default=None, description="What may be sent to this token, all its replies together; null where there is no limit."
     )
     in_memory: bool = Field(description="Whether all data of this version fits in the memory that the service may use.")
 

@@ -97,11 +97,11 @@ def _slowest(figures: Figures) -> tuple[Limit, str, str]:
     by = f" by {figures.serving} workers" if figures.serving > 1 else ""
     alone = f"the server alone could do {of_server:,.0f}{by}, this client alone {of_client:,.0f}"
     allowed = server.allowed_bytes_per_second
-    if allowed is not None and stream.bytes_per_s > ALLOWED * allowed * figures.serving:
+    if allowed is not None and stream.bytes_per_s > ALLOWED * allowed:
         return (
             "server",
             f"The token's limit is the limit: {given}, and {alone}",
-            f"raise max_bytes_per_s of the token, now {_mb(allowed)} in each worker",
+            f"raise max_bytes_per_s of the token, now {_mb(allowed)}",
         )
     by_server = of_server <= EXPLAINS * stream.samples_per_s
     by_client = of_client <= EXPLAINS * stream.samples_per_s or _could_not_run(figures)

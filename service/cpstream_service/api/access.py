@@ -3,7 +3,6 @@
 import asyncio
 import time
 from base64 import b64decode
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -12,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cpstream_client.contract.wire import API_PREFIX
 
+from ..batches.limits import Limits
 from ..errors import Draining, Forbidden, Unauthorized
 from ..tokens import Token, Tokens
 from . import cookies
@@ -26,7 +26,8 @@ class Access:
     """ASGI middleware before every route: what it refuses costs no parsing, and reads no body. Counts what the drain waits for.
 
     tokens: called for each request, for they may change. open_routes: what needs no token; all else is refused without one, also
-    what no route has. wants_certificate: whether a client must have shown a certificate; open routes need none.
+    what no route has. wants_certificate: whether a client must have shown a certificate; open routes need none. limits: those that
+    the workers of a service share, or None.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Access:
         open_routes: Sequence[BaseRoute],
         drain: Drain,
         wants_certificate: bool = False,
+        limits: Limits | None = None,
     ) -> None:
         self.app, self.drain = app, drain
         self._tokens, self._open_routes, self._wants_certificate = tokens, open_routes, wants_certificate
-        self._allowances: defaultdict[str, Allowance] = defaultdict(Allowance)
+        self._limits = limits
+        self._allowances: dict[str, Allowance] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":  # the lifespan, which is open all the time
@@ -57,12 +60,17 @@ class Access:
             if is_of_the_api and self.drain.draining:
                 raise Draining("the service is shutting down; ask another replica, or again when it is back")
             if is_of_the_api and token.max_bytes_per_s is not None:
-                allowance = self._allowances[token.name]
+                allowance = self._allowance(token.name)
                 allowance.check(token, asyncio.get_running_loop().time())
                 send = allowance.paced(send, token.max_bytes_per_s)
             await self.app(scope, receive, send)
         finally:
             self.drain.open_requests -= 1
+
+    def _allowance(self, name: str) -> Allowance:
+        if name not in self._allowances:
+            self._allowances[name] = Allowance(None if self._limits is None else self._limits.moment(name))
+        return self._allowances[name]
 
     def _token(self, scope: Scope) -> Token:
         tokens = self._tokens()

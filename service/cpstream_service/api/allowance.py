@@ -5,6 +5,7 @@ import math
 
 from starlette.types import Message, Send
 
+from ..batches.limits import Moment
 from ..errors import TooManyBytes
 from ..tokens import Token
 
@@ -15,14 +16,17 @@ MOST_AHEAD_S = 1.0
 
 
 class Allowance:
-    """Of one token, for all its replies, in one process. Chunks go out in the order in which they came, each after its own time."""
+    """Of one token, for all its replies. Chunks go out in the order in which they came, each after its own time.
 
-    def __init__(self) -> None:
-        self._free_s = -math.inf  # from when on the next chunk may go
+    free: from when on the next one may go; workers that share it share the allowance. Times are of time.monotonic().
+    """
+
+    def __init__(self, free: Moment | None = None) -> None:
+        self._free = free or Moment()
 
     def check(self, token: Token, now_s: float) -> None:
         """Raises TooManyBytes where a reply would have to wait for long before it begins."""
-        ahead_s = self._free_s - now_s
+        ahead_s = self._free.at_s - now_s
         if ahead_s > MOST_AHEAD_S:
             raise TooManyBytes(
                 f"token {token.name} is being sent as much as it may ({token.max_bytes_per_s} bytes a second); "
@@ -32,8 +36,9 @@ class Allowance:
 
     def delay_s(self, nbytes: int, max_bytes_per_s: int, now_s: float) -> float:
         """How long these bytes must wait. They are then counted as sent."""
-        begin_s = max(self._free_s, now_s - SAVED_S)
-        self._free_s = begin_s + nbytes / max_bytes_per_s
+        with self._free.alone():
+            begin_s = max(self._free.at_s, now_s - SAVED_S)
+            self._free.at_s = begin_s + nbytes / max_bytes_per_s
         return max(0.0, begin_s - now_s)
 
     def paced(self, send: Send, max_bytes_per_s: int) -> Send:

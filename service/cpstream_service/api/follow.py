@@ -1,6 +1,5 @@
 """A worker follows the keeper of the versions: it opens, makes current and drops what the state in the control folder says."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -14,6 +13,7 @@ from ..snapshot.shelf import Shelf
 from ..snapshot.store import SnapshotInvalid, open_snapshot
 from ..versions.control import Control
 from ..versions.state import Ack, Held, State
+from .looking import looking
 from .versions import Version, Versions
 
 logger = logging.getLogger("cpstream.service")
@@ -37,22 +37,12 @@ class Follower:
         """Within, this worker is at most a tenth of a second behind. A worker that takes another's place catches up first."""
         self.versions.progress, self.versions.open_other = self._progress, self._open_other
         await self._look()
-        task = asyncio.ensure_future(self._follow())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(_POLL_S if self.versions.is_ready else _POLL_LOADING_S)
-            try:
-                await self._look()
-            except Exception:  # such as a full disk: what is served goes on
-                logger.exception("cannot follow the state of the versions")
-                await asyncio.sleep(1)
+        def every_s() -> float:
+            return _POLL_S if self.versions.is_ready else _POLL_LOADING_S
+
+        async with looking(self._look, every_s, "cannot follow the state of the versions"):
+            yield
 
     async def _look(self) -> None:
         state = self.control.changed()

@@ -1,13 +1,14 @@
 """What a worker does when the forget list changes: no byte of a listed recording leaves it from then on.
 
-The list is looked at twice a second. Splits that hold a listed recording are refused, replies of them on their way are cut,
-and it is written down for the replicas that share the snapshots. That the data is loaded anew is the keeper's affair.
+The list is looked at twice a second. Splits that hold a listed recording are refused, replies of them on their way are cut, kept
+predictions of them are deleted, and it is written down for the replicas that share the snapshots. That the data is loaded anew is
+the keeper's affair.
 """
 
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import Any, Protocol
 from weakref import WeakSet
@@ -20,6 +21,8 @@ from ..errors import DataError
 from ..settings import DataSettings
 from ..snapshot.forgotten import FILE, Judge, remember, remembered, stamp_of
 from ..snapshot.store import Snapshot
+from ..statistics.predictions.store import Runs
+from .looking import looking
 from .versions import Versions
 
 logger = logging.getLogger("cpstream.service")
@@ -48,22 +51,22 @@ class Forgetting:
         self._stamps: tuple[Any, Any] = (None, None)
         self._judge = Judge.of(settings, NOTHING)
         self._versions: Versions | None = None
+        self._runs: Runs | None = None
+        self._runs_are_due = False
         self._senders: WeakSet[Sender] = WeakSet()
 
     @asynccontextmanager
-    async def watching(self, versions: Versions) -> AsyncIterator[None]:
-        """Within, what versions hold is judged: what is opened at once, and all of it whenever the list changes."""
-        self._versions = versions
+    async def watching(self, versions: Versions, runs: Runs | None) -> AsyncIterator[None]:
+        """Within, what versions hold is judged: what is opened at once, and all of it whenever the list changes.
+
+        runs: those that are kept, or None.
+        """
+        self._versions, self._runs = versions, runs
         versions.judge = self._on_open
         await asyncio.to_thread(import_module, "pyarrow.compute")  # by which paths are found: not when there is no time to lose
         await self._look()
-        task = asyncio.create_task(self._watch())
-        try:
+        async with looking(self._look, lambda: POLL_S, "looking at the forget list failed; it is looked at again"):
             yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
 
     def sends(self, scope: Scope) -> None:
         """A request has come, whose reply may have to be cut."""
@@ -72,21 +75,14 @@ class Forgetting:
         if sender is not None:
             self._senders.add(sender)
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(POLL_S)
-            try:
-                await self._look()
-            except Exception:  # it must not end
-                logger.exception("looking at the forget list failed; it is looked at again")
-
     async def _look(self) -> None:
         stamps = await asyncio.to_thread(lambda: (stamp_of(self._list), stamp_of(self._written)))
         if stamps == self._stamps:
+            await self._forget_runs()
             return
         try:
             self._judge = await asyncio.to_thread(Judge.of, self._settings)
-            self._stamps = stamps
+            self._stamps, self._runs_are_due = stamps, True
         except DataError:  # said by the keeper; the list that was read before goes on
             pass
         assert self._versions is not None  # noqa: S101
@@ -94,11 +90,28 @@ class Forgetting:
         found = await asyncio.to_thread(self._found, snapshots)
         self._forget(found, snapshots)
         await asyncio.to_thread(remember, self._settings.snapshot_folder(), found)
+        await self._forget_runs()
+
+    async def _forget_runs(self) -> None:
+        """Delete what was predicted of splits that are forgotten: since the list changed, or since one of them was opened."""
+        if self._runs is None or not self._runs_are_due:
+            return
+        assert self._versions is not None  # noqa: S101
+        self._runs_are_due = False
+        is_listed = self._versions.is_listed = self._judge.listed(version.snapshot for version in self._versions.held.values())
+        try:
+            count = await asyncio.to_thread(self._runs.forget, self._versions.forgotten, is_listed)
+        except OSError as error:
+            logger.error("cannot delete the predictions of what is to be forgotten: %s; delete them by hand", error)
+            return
+        if count:
+            logger.warning("forgetting: %d runs of predictions were deleted", count)
 
     def _found(self, snapshots: Collection[Snapshot]) -> set[str]:
         return remembered(self._settings.snapshot_folder()).union(*map(self._judge.forgotten_in, snapshots))
 
     def _on_open(self, snapshot: Snapshot) -> None:
+        self._runs_are_due = True
         self._forget(self._judge.forgotten_in(snapshot), [snapshot])
 
     def _forget(self, found: set[str], snapshots: Collection[Snapshot]) -> None:

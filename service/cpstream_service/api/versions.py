@@ -65,7 +65,7 @@ class Versions:
 
     stale_reason: why the current version may be older than its source, or None. open_other: whether a split of this fingerprint
     lies in the snapshot folder, which replicas share: then it is held soon. judge: called with what is opened, before it is served;
-    says by `forget` what of it holds something to be forgotten.
+    says by `forget` what of it holds something to be forgotten. is_listed: whether a path is of a recording to be forgotten.
     """
 
     batch_server: BatchServer
@@ -73,6 +73,7 @@ class Versions:
     progress: Callable[[], str] = lambda: "the data is being loaded"
     open_other: Callable[[str, str], bool] = lambda split, fingerprint: False
     judge: Callable[[Snapshot], None] = lambda snapshot: None
+    is_listed: Callable[[str], bool] = lambda path: False
     _held: dict[str, Version] = field(default_factory=dict)
     _current: Version | None = None
     _forgotten: set[str] = field(default_factory=set)
@@ -129,6 +130,11 @@ class Versions:
         new = set(fingerprints) - self._forgotten
         self._forgotten |= new
         return new
+
+    @property
+    def forgotten(self) -> frozenset[str]:
+        """The fingerprints of the splits that are not served, as they hold what is to be forgotten. From any thread."""
+        return frozenset(self._forgotten)
 
     def restore(self, fingerprints: Iterable[str]) -> None:
         """These hold nothing of what is to be forgotten: the list has become shorter."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
@@ -19,17 +19,19 @@ from cpstream_client.contract.index_batches import IndexBatches
 from cpstream_client.contract.plan import Indices, Plan
 from cpstream_client.contract.wire import BatchQuery, Column, Dtype
 
-from ..errors import Overloaded, PayloadTooLarge, StorageFailed, TooManyStreams
+from ..errors import PayloadTooLarge, StorageFailed
 from ..settings import ServeSettings
 from ..snapshot.half import half_precision
 from ..snapshot.store import Snapshot, Split
 from .account import Account, clock
 from .frames import END_OF_STREAM
 from .gather import CHUNK_BYTES, ChunkLimit, Columns, Floats, reply, schema_message
+from .limits import Limits
 from .orders import OrderCache
 from .pace import FIRST_BYTES, Pace
 from .residency import Residency
 from .shares import Shares
+from .streams import Streams
 
 logger = logging.getLogger("cpstream.service")
 
@@ -62,11 +64,13 @@ class ArrowReply:
 
 
 class BatchServer:
-    """Makes Arrow replies over the snapshots that were opened in it. One a process; `close` ends its threads."""
+    """Makes Arrow replies over the snapshots that were opened in it. One a process; `close` ends its threads.
 
-    def __init__(self, settings: ServeSettings) -> None:
-        self.open_streams = 0
-        self._streams_of: dict[str, int] = {}
+    limits: those that the workers of a service share, or None where there is one.
+    """
+
+    def __init__(self, settings: ServeSettings, limits: Limits | None = None) -> None:
+        self._streams = Streams(settings, limits)
         self._settings = settings
         self._executor = ThreadPoolExecutor(GATHER_THREADS, thread_name_prefix="gather")
         self._orders = OrderCache(self._executor)
@@ -190,33 +194,17 @@ class BatchServer:
         self._residency[split].prepare(embeddings)
         return embeddings
 
-    @contextmanager
-    def stream(self, client: str, most: int | None = None) -> Iterator[None]:
-        """Within, one stream more is open, of batches or of a file, of this client's.
+    @property
+    def open_streams(self) -> int:
+        return self._streams.count
 
-        most: that this client may have, where it has a limit of its own. Raises TooManyStreams, Overloaded.
-        """
-        of_client = self._streams_of.get(client, 0)
-        if of_client >= (self._settings.max_streams_per_client if most is None else most):
-            whose = "one client may have (--max-streams-per-client)" if most is None else "it may have (max_streams)"
-            raise TooManyStreams(
-                f"{of_client} streams of {client} are open, as many as {whose}; close some, or ask again in a second"
-            )
-        if self.open_streams >= self._settings.max_streams:
-            raise Overloaded(f"{self.open_streams} batch streams are open, as many as allowed; ask again in a second")
-        self.open_streams += 1
-        self._streams_of[client] = of_client + 1
-        try:
-            yield
-        finally:
-            self.open_streams -= 1
-            left = self._streams_of.pop(client) - 1
-            if left:
-                self._streams_of[client] = left
+    def stream(self, client: str, most: int | None = None) -> AbstractContextManager[None]:
+        """Within, one stream more is open, of batches or of a file. As Streams.open."""
+        return self._streams.open(client, most)
 
     def chunk_bytes(self, client: str, pace: Pace | None) -> int:
         """How much a stream of this client's may be given at once."""
-        fair = max(FIRST_BYTES, HELD_BYTES // max(1, self._streams_of.get(client, 0)))
+        fair = max(FIRST_BYTES, HELD_BYTES // max(1, self._streams.of(client)))
         return min(CHUNK_BYTES if pace is None else pace.chunk_bytes, fair)
 
     async def turn(self, client: str) -> None:

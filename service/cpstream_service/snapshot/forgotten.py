@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,14 +55,26 @@ class Judge:
             return set()
         return {split.fingerprint for split in snapshot.splits.values() if self._holds(split)}
 
+    def listed(self, snapshots: Iterable[Snapshot]) -> Callable[[str], bool]:
+        """What says whether a path is a listed recording's, as far as the path alone does. snapshots: where it may be from."""
+        keys = self._keys(split for snapshot in snapshots for split in snapshot.splits.values())
+        if self.rule.plain:
+            return lambda path: normalise_path(path) in keys
+        names = {self.rule.compared(key, bare) for key in keys for bare in (False, True)}
+        return lambda path: any(self.rule.compared(normalise_path(path), bare) in names for bare in (False, True))
+
+    def _keys(self, splits: Iterable[Split]) -> set[str]:
+        """What is listed, and the paths that stand for it on the other side."""
+        keys = set(self.forget.keys)
+        for root in (root for split in splits for root in split.report.roots if root.applied):
+            for old, new in ((root.cps, root.embeddings), (root.embeddings, root.cps)):
+                keys.update(new + key[len(old) :] for key in self.forget.keys if key.startswith(old))
+        return keys
+
     def _holds(self, split: Split) -> bool:
         import pyarrow.compute as pc  # 20 ms, which a service without a list has no use for
 
-        keys = set(self.forget.keys)
-        for root in split.report.roots:
-            if root.applied:  # the path of the other side
-                for old, new in ((root.cps, root.embeddings), (root.embeddings, root.cps)):
-                    keys.update(new + key[len(old) :] for key in self.forget.keys if key.startswith(old))
+        keys = self._keys([split])
         if pc.any(pc.is_in(split.file_paths, value_set=pa.array(sorted(keys), pa.string()))).as_py():
             return True
         if not self.rule.plain:

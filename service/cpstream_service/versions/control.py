@@ -44,6 +44,12 @@ class Control:
 
     # For everybody
 
+    def shared_folder(self) -> Path:
+        """For what else the processes of a service have in common."""
+        folder = self._folder / "shared"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def ask_reload(self, reason: str) -> int:
         """Ask for a reload that begins after now. Returns its number: it is done when State.last.number has come to that."""
         while True:

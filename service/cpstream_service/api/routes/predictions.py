@@ -12,7 +12,7 @@ from cpstream_client.contract import predictions as bodies
 from cpstream_client.contract import wire
 from cpstream_client.contract.wire import ErrorCode
 
-from ...errors import InvalidParameter, NotConfigured, NotFound, StorageFailed
+from ...errors import Forgotten, InvalidParameter, NotConfigured, NotFound, StorageFailed
 from ...snapshot.store import Split
 from ...statistics.distributions import Doubles
 from ...statistics.predictions.judging import judged, points
@@ -98,7 +98,12 @@ async def publish(split: SplitName, name: RunName, request: Request, service: Cu
     def keep() -> bodies.RunReport:
         found = read_predictions(body, media_type, served)
         report = judged(name, served, found)
+        told = tuple(path for path in report.unknown.examples if not service.versions.is_listed(path))
+        report = report.model_copy(update={"unknown": report.unknown.model_copy(update={"examples": told})})
         kept.keep(report, found.values)
+        if served.fingerprint in service.versions.forgotten:  # meanwhile; what was kept before that is deleted by forgetting.py
+            kept.delete(served.fingerprint, name)
+            raise Forgotten(split, served.fingerprint)
         return report
 
     try:

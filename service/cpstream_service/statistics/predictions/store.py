@@ -8,8 +8,8 @@ import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from ...errors import StateFull
 from ..distributions import Doubles
 
 MOST_RUNS = 64
-_SUFFIX, _REPORT = ".arrow", b"report"
+_SUFFIX, _WRITING, _REPORT = ".arrow", ".writing-", b"report"
 _REMEDY = "set --state-dir to a folder on a disk with file locks"
 
 
@@ -41,11 +41,12 @@ class Runs:
             schema=pa.schema([(PREDICTED, pa.float32())], metadata={_REPORT: report.model_dump_json()}),
         )
         path = self._path(report.fingerprint, report.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         with self._alone():
+            path.parent.mkdir(exist_ok=True)
             if not path.exists() and len(self._names(report.fingerprint)) >= MOST_RUNS:
                 raise StateFull(f"split {report.split!r} has {MOST_RUNS} runs, as many as are kept; delete one of them first")
-            temporary = self._folder / f".writing-{secrets.token_hex(8)}"
+            temporary = self._folder / f"{_WRITING}{secrets.token_hex(8)}"
             try:
                 with open(temporary, "xb", opener=no_follow) as file:
                     with pa.ipc.new_file(file, values.schema) as writer:
@@ -83,10 +84,30 @@ class Runs:
             return False
         return True
 
-    def delete_all(self, fingerprint: str) -> None:
-        """All runs of a split."""
-        for name in self._names(fingerprint):
-            self.delete(fingerprint, name)
+    def forget(self, fingerprints: Collection[str], is_listed: Callable[[str], bool]) -> int:
+        """Delete the runs of these splits and, of any other, those whose report names a listed path. Returns how many.
+
+        The data that an old run was published for may be gone, and then only its report can say of whom it was. Raises OSError.
+        """
+        if not self._folder.is_dir():
+            return 0
+        count = 0
+        with self._alone():
+            for left in self._folder.glob(f"{_WRITING}*"):  # of a writer that was killed
+                left.unlink(missing_ok=True)
+            for folder in self._folder.iterdir():
+                if not folder.is_dir():
+                    continue
+                for name in self._names(folder.name):
+                    if folder.name in fingerprints or self._names_one(folder.name, name, is_listed):
+                        count += self.delete(folder.name, name)
+                with suppress(OSError):  # there are others in it
+                    folder.rmdir()
+        return count
+
+    def _names_one(self, fingerprint: str, name: str, is_listed: Callable[[str], bool]) -> bool:
+        found = self.find(fingerprint, name)
+        return found is not None and any(map(is_listed, _paths_in(found[0])))
 
     def _path(self, fingerprint: str, name: str) -> Path:
         return self._folder / fingerprint / f"{name}{_SUFFIX}"
@@ -125,3 +146,9 @@ class Runs:
             yield
         finally:
             os.close(held)
+
+
+def _paths_in(report: RunReport) -> Iterator[str]:
+    for unmatched in (report.missing, report.unknown, report.conflicting, report.not_finite):
+        yield from unmatched.examples
+    yield from (missed.file_path for missed in report.worst)

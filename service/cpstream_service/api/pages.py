@@ -38,8 +38,8 @@ def is_page(path: str) -> bool:
 
 async def page(request: Request, service: Service, make: Callable[[Frame], bytes], status: int = 200) -> Response:
     """The page that `make` renders, in a thread, as it may take tens of milliseconds."""
-    frame = frame_of(request.scope, service)
-    return page_reply(request, await to_thread.run_sync(make, frame), status)
+    body = await to_thread.run_sync(lambda: make(frame_of(request.scope, service)))
+    return page_reply(request, body, status)
 
 
 def page_reply(request: Request, body: bytes, status: int = 200) -> Response:
@@ -63,6 +63,7 @@ def frame_of(scope: Scope, service: Service | None) -> Frame:
         root="../" * (path.count("/") - 1),
         assets=assets.folder(),
         plotly=assets.plotly(),
+        plotly_styles=assets.plotly_styles(),
         splits=() if version is None else tuple(version.snapshot.splits),
         fingerprint=None if version is None else version.snapshot.fingerprint,
         software=metadata.version("cpstream"),

@@ -1,6 +1,7 @@
 """Static files of the pages, ours and plotly's script, compressed once. Their addresses change with their content."""
 
 import gzip
+import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -11,6 +12,7 @@ from blake3 import blake3
 _FOLDER = Path(__file__).parent / "static"
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _PLOTLY = "plotly.min.js"
+_STYLE = re.compile(rb'getElementById\("([0-9a-f]{64})"\)')
 _LEVEL = 6
 """Of gzip: 9 takes twice the time for a hundredth less of plotly's script."""
 
@@ -69,10 +71,25 @@ def _own() -> dict[str, Asset]:
 
 
 @cache
-def _script() -> Asset | None:
-    """Plotly's script as its package has it: found without importing that, which would take a second.
+def plotly_styles() -> str:
+    """Ids of the style elements that plotly's script adds, those of maps, unless there are such: the policy forbids them."""
+    found = _plotly()
+    return "" if found is None else " ".join(sorted({name.decode() for name in _STYLE.findall(found[0])}))
 
-    The image has it compressed alone.
+
+@cache
+def _script() -> Asset | None:
+    found = _plotly()
+    if found is None:
+        return None
+    content, gzipped = found
+    return _asset(content, gzipped or gzip.compress(content, _LEVEL, mtime=0), Path(_PLOTLY).suffix)
+
+
+def _plotly() -> tuple[bytes, bytes] | None:
+    """Plotly's script, and the same compressed where it is kept so, as in the image.
+
+    Found without importing its package, which would take a second.
     """
     try:
         path = Path(str(metadata.distribution("plotly").locate_file(f"plotly/package_data/{_PLOTLY}")))
@@ -81,9 +98,8 @@ def _script() -> Asset | None:
     compressed = path.with_name(f"{path.name}.gz")
     if compressed.exists():
         gzipped = compressed.read_bytes()
-        return _asset(gzip.decompress(gzipped), gzipped, path.suffix)
-    content = path.read_bytes()
-    return _asset(content, gzip.compress(content, _LEVEL, mtime=0), path.suffix)
+        return gzip.decompress(gzipped), gzipped
+    return path.read_bytes(), b""
 
 
 def _asset(content: bytes, gzipped: bytes, suffix: str) -> Asset:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from cpstream_client.contract.figures import Decile, Histogram
+from cpstream_client.contract.figures import Decile
 
 from ..statistics.overlay import Overlay
 from .render import number, percent, shown
@@ -35,7 +35,7 @@ def rates(found: Overlay) -> Figure:
         shares = [count / total for count in counts]
         spans = [
             f"{number(low)} to {number(high)}: {percent(share)}"
-            for low, high, share in zip(found.edges, found.edges[1:], shares, strict=False)
+            for (low, high), share in zip(pairwise(found.edges), shares, strict=True)
         ]
         traces.append(
             {
@@ -53,18 +53,16 @@ def rates(found: Overlay) -> Figure:
     return figure(traces, RATE, "Share of the split", y_axis={"tickformat": ".0%"})
 
 
-def histogram(found: Histogram, x: str, name: str = "recordings") -> Figure:
-    """One distribution, as counts."""
-    edges = found.edges
+def histogram(edges: Sequence[float], counts: Sequence[int], x: str, name: str = "recordings") -> Figure:
+    """One distribution, as counts between the edges."""
     spans = list(pairwise(edges))
     bars = {
         "type": "bar",
         "x": [(low + high) / 2 for low, high in spans],
         "width": [high - low for low, high in spans],
-        "y": list(found.counts),
+        "y": list(counts),
         "text": [
-            f"{number(low)} to {number(high)}: {number(count)} {name}"
-            for (low, high), count in zip(spans, found.counts, strict=True)
+            f"{number(low)} to {number(high)}: {number(count)} {name}" for (low, high), count in zip(spans, counts, strict=True)
         ],
         "textposition": "none",
         "hovertemplate": "%{text}<extra></extra>",
@@ -79,7 +77,7 @@ def deciles(found: Mapping[str, Sequence[Decile]]) -> Figure:
             "type": "scatter",
             "mode": "lines+markers",
             "name": label(name),
-            "x": [(decile.low + decile.high) / 2 for decile in each],
+            "x": list(range(1, len(each) + 1)),
             "y": [decile.mae for decile in each],
             "text": [
                 f"{number(decile.low)} to {number(decile.high)}: off by {number(decile.mae)}, bias {number(decile.bias)}"
@@ -90,4 +88,5 @@ def deciles(found: Mapping[str, Sequence[Decile]]) -> Figure:
         }
         for at, (name, each) in enumerate(found.items())
     ]
-    return figure(traces, RATE, "Mean absolute error", y_axis={"rangemode": "tozero"})
+    x = "Tenths of the recordings, from slow to fast speech"
+    return figure(traces, x, "Mean absolute error", y_axis={"rangemode": "tozero"})

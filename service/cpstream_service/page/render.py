@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,14 +23,15 @@ class Frame:
     """What every page shows around its content.
 
     root: what leads from the page to the address of the service, "" or "../" some times, as a proxy may put that under a path.
-    assets: folder of the static files, relative to the root; fingerprint: of the current data, None while there is none.
-    here: which page it is, for the navigation; token: name of the one that the request came with, or "";
-    has_cookie: whether a browser's cookie showed it, which the page then offers to give up.
+    assets: folder of the static files, relative to the root; plotly, plotly_styles: as assets.py has them.
+    fingerprint: of the current data, None while there is none. here: the path, for the navigation; token: name of the one that the
+    request came with, or ""; has_cookie: whether a browser's cookie showed it, which the page then offers to give up.
     """
 
     root: str
     assets: str
     plotly: str
+    plotly_styles: str
     splits: tuple[str, ...] = ()
     fingerprint: str | None = None
     software: str = ""
@@ -74,7 +76,7 @@ def number(value: float | None, digits: int | None = None) -> str:
     if value is None:
         return NOTHING
     if digits is not None:
-        return f"{value:,.{digits}f}"
+        return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: no -0.00
     if isinstance(value, int) or value == 0:
         return f"{int(value):,}"
     size = abs(value)
@@ -108,6 +110,11 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
+def moment(text: str) -> str:
+    """A time of ours, as ISO 8601 has it, for people."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
+
+
 def segment(name: str) -> str:
     """A name as one segment of a path."""
     return quote(name, safe="", errors="replace")
@@ -123,6 +130,7 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "number": number,
     "percent": percent,
     "size": size,
+    "moment": moment,
     "segment": segment,
     "counted": counted,
 }

@@ -136,9 +136,9 @@ def verdict(statistics: Mapping[str, Statistics]) -> str:
 def shift_of_rates(name: str, shift: Shift) -> str:
     difference = shift.cps_difference
     if shift.cps_effect is None:
-        return f"All rates of {name} and {shift.split} are the same."
+        return f"all rates of {name} and {shift.split} are the same"
     if abs(shift.cps_effect) < 0.1:
-        return f"{name} is spoken about as fast as {shift.split}."
+        return f"{name} is spoken about as fast as {shift.split}"
     faster = "faster" if difference > 0 else "slower"
     by = f"{number(abs(difference))} characters a second ({number(abs(shift.cps_effect), 1)} standard deviations)"
     return f"{name} is spoken {faster} than {shift.split}, by {by}"

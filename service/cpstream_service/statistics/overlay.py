@@ -57,7 +57,7 @@ def _edges(rates: list[npt.NDArray[np.floating[Any]]]) -> npt.NDArray[np.float64
     return np.arange(first, last + 1) * step
 
 
-def _round_step(least: float) -> float:
-    """The least of 1, 2, 5, 10, ... and their tenths that is no less."""
-    power = 10.0 ** np.floor(np.log10(least))
-    return float(next(step for step in (*_STEPS, 10.0) if step * power >= least * (1 - 1e-9)) * power)
+def _round_step(width: float) -> float:
+    """The nearest of 1, 2, 5, 10, ... and their tenths, as a ratio."""
+    power = 10.0 ** np.floor(np.log10(width))
+    return float(min((*_STEPS, 10.0), key=lambda step: abs(np.log(step * power / width))) * power)

@@ -3,7 +3,7 @@
 
 import { projection } from "./projection.js";
 
-const { root, plotly } = document.body.dataset;
+const { root, plotly, plotlyStyles } = document.body.dataset;
 const CONFIG = { displayModeBar: false, responsive: true, showTips: false, displaylogo: false, plotlyServerURL: "" };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const drawn = new Set();
@@ -29,6 +29,7 @@ async function show(plot) {
   try {
     const [library, figure] = await Promise.all([loaded(), wanted(plot)]);
     await draw(library, plot, figure);
+    if (figure.scale) plot.before(scale(figure.scale));
     drawn.add({ plot, figure });
   } catch (error) {
     plot.textContent = `The chart cannot be drawn (${error.message}); what it says is below.`;
@@ -43,6 +44,11 @@ dark.addEventListener("change", async () => {
 
 function loaded() {
   loading ??= new Promise((done, fail) => {
+    for (const id of plotlyStyles.split(" ")) {
+      const place = document.createElement("template"); // in place of a style element, which the policy forbids
+      place.id = id;
+      document.head.append(place);
+    }
     const sheet = document.createElement("link");
     sheet.rel = "stylesheet";
     sheet.id = "plotly.js-style-global"; // plotly adds its rules to it
@@ -107,6 +113,14 @@ async function draw(library, plot, figure) {
   }
 }
 
+// What the colours of a projection mean.
+function scale([low, high]) {
+  const bar = document.createElement("p");
+  bar.className = "scale";
+  bar.append(`slow, ${low.toFixed(1)}`, document.createElement("i"), `fast, ${high.toFixed(1)} characters a second`);
+  return bar;
+}
+
 function merged(axis, asked = {}) {
   return { ...axis, ...asked, title: { ...axis.title, ...asked.title } };
 }
@@ -115,10 +129,9 @@ function merged(axis, asked = {}) {
 function themed(trace, own, colour) {
   if (trace.marker?.color) {
     const scale = [[0, colour("slow")], [0.5, colour("middle")], [1, colour("fast")]];
-    const bar = { ...trace.marker.colorbar, tickfont: { color: colour("soft") }, outlinewidth: 0 };
-    return { marker: { ...trace.marker, colorscale: scale, colorbar: bar } };
+    return { marker: { ...trace.marker, colorscale: scale } };
   }
-  if (trace.type === "bar") return { marker: { color: own } };
+  if (trace.type === "bar") return { marker: { color: own, opacity: 0.85 } };
   if (trace.guide) return { line: { ...trace.line, color: colour("soft") } };
   return { line: { ...trace.line, color: own }, marker: { ...trace.marker, color: own }, fillcolor: `${own}1f` };
 }

@@ -12,6 +12,7 @@ export async function projection({ href, sample }, root) {
   const axis = (which) => (shares ? `Component ${which + 1} (${(100 * shares[which]).toFixed(1)} % of the variance)` : `Component ${which + 1}`);
   return {
     opens: sample,
+    scale: [at(0.02), at(0.98)],
     zooms: matchMedia("(pointer: fine)").matches, // a finger scrolls the page
     data: [
       {
@@ -24,11 +25,11 @@ export async function projection({ href, sample }, root) {
         hovertemplate: "%{customdata[1]}<br>%{text} characters a second<extra></extra>",
         marker: {
           color: rates,
-          cmin: at(0.02), // a few odd rates must not take all of the scale
+          cmin: at(0.02), // a few odd rates must not take all of the colours
           cmax: at(0.98),
           size: points.length > 1500 ? 5 : 7,
           opacity: 0.8,
-          colorbar: { title: { text: "characters<br>a second" }, thickness: 10, len: 0.7 },
+          showscale: false, // plotly's sets a style that the policy forbids
         },
       },
     ],

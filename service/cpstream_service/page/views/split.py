@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cpstream_client.contract.bodies import SplitInfo
+from cpstream_client.contract.figures import Histogram
 
 from ...snapshot.store import Snapshot, Split
 from ...statistics.overlay import overlay
@@ -41,8 +42,13 @@ def page(frame: Frame, seen: SplitSeen) -> bytes:
         findings=of_split(name, findings(seen.snapshot.reports, told.statistics)),
         reasons=words.REASONS,
         bins=bins,
-        rates=charts.rates(bins) if figures is None else charts.histogram(figures.cps.histogram, charts.RATE),
-        norms=None if figures is None else charts.histogram(figures.embeddings.norms.histogram, "Length of the embedding"),
+        rates=charts.histogram(bins.edges, bins.counts[name], charts.RATE),
+        norms=None if figures is None else _norms(figures.embeddings.norms.histogram),
         deciles=None if figures is None or figures.baseline is None else charts.deciles({name: figures.baseline.deciles}),
+        notes=() if figures is None else figures.notes,
         words=words,
     )
+
+
+def _norms(found: Histogram) -> charts.Figure:
+    return charts.histogram(found.edges, found.counts, "Length of the embedding")

@@ -3,6 +3,9 @@
 from html.parser import HTMLParser
 from urllib.parse import urldefrag, urljoin
 
+import httpx
+
+APART = {"td", "th", "dt", "dd", "li", "option", "p", "summary"}
 VOID = {"meta", "link", "input", "br", "img", "hr", "wbr"}
 
 
@@ -32,6 +35,8 @@ class LookedAt(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
+        if tag in APART:
+            self._text.append(" ")
         self.tags.append((tag, given))
         self.faults += [f"{tag} has {name}" for name in given if name == "style" or name.startswith("on")]
         if tag == "script" and "src" not in given and given.get("type") != "application/json":
@@ -66,3 +71,12 @@ class LookedAt(HTMLParser):
     def addresses(self, url: str) -> set[str]:
         """All that it loads or leads to, absolute, without the part behind #."""
         return {urldefrag(urljoin(url, link)).url for _, link in self.links}
+
+
+def look(http: httpx.Client, address: str, status: int = 200) -> LookedAt:
+    """The page of this address, as a browser asks for it; one that has no faults."""
+    reply = http.get(address, headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (reply.status_code, reply.headers["content-type"].partition(";")[0]) == (status, "text/html"), reply.text
+    page = LookedAt(reply.text)
+    assert not page.faults, address
+    return page

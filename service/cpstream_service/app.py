@@ -28,6 +28,10 @@ from .api.routes import (
     login,
     measure,
     page,
+    page_live,
+    page_rows,
+    page_runs,
+    page_versions,
     predictions,
     rows,
     splits,
@@ -80,6 +84,10 @@ def create_app(
         docs,
         page,
         login,
+        page_rows,
+        page_runs,
+        page_versions,
+        page_live,
         health,
     )
     routes = [route for each in resources for route in each.router.routes]

@@ -41,7 +41,7 @@ OF_REFUSALS = {"date", "server", "content-type", "content-length", "cache-contro
     wire.REQUEST_ID_HEADER.lower(),
     wire.CONTRACT_HEADER.lower(),
 }
-EXAMPLES = {"split": "dev", "code": "unauthorized", "name": "cpstream.whl", "version": "1"}
+EXAMPLES = {"split": "dev", "code": "unauthorized", "name": "cpstream.whl", "version": "1", "index": "0"}
 
 
 def bearer(value: str) -> dict[str, str]:

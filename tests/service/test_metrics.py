@@ -14,6 +14,7 @@ import httpx
 import numpy as np
 from command import serve, workers_of
 from conftest import Server, grown, poll, stalled_stream
+from looked_at import look
 from prometheus_client.parser import text_string_to_metric_families
 from reloading import current, reload, source
 
@@ -126,6 +127,7 @@ def test_numbers_of_two_workers_outlive_one_of_them(tmp_path: Path) -> None:
         assert before["cpstream_samples_total{split=train}"] == 6 * 1800
         assert before["cpstream_batches_total{split=train}"] > 0
         assert before["cpstream_load_seconds"] > 0
+        assert httpx.get(f"{service.url}/page/live.json").json()["samples"] == 6 * 1800
         killed, kept = workers_of(service)
         os.kill(killed, signal.SIGKILL)
         poll(lambda: len(workers := workers_of(service)) == 2 and killed not in workers)
@@ -138,6 +140,9 @@ def test_numbers_of_two_workers_outlive_one_of_them(tmp_path: Path) -> None:
         streams = f"cpstream_requests_total{{method=GET,route={BATCHES},status=200}}"
         assert after["cpstream_stream_gather_seconds_count"] == after[streams] == before[streams] + 4
         assert after["cpstream_open_streams"] == 0.0
+        poll(lambda: httpx.get(f"{service.url}/page/live.json").json()["samples"] == 10 * 1800)
+        with httpx.Client(base_url=service.url) as http:
+            assert "Of all 2 worker processes of this service together" in look(http, "/page/live").text
         samples = [name for name in after if name.startswith("cpstream_split_samples")]
         assert len(samples) == 3, samples
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from command import Service, is_alive, serve, workers_of
 from conftest import poll
+from looked_at import look
 from reloading import Trainer, current, last_reload, reload, source
 
 
@@ -101,6 +102,10 @@ def test_a_reload_that_fails_leaves_the_data_and_says_why(running: Running) -> N
     assert (ready.status_code, ready.json()["reload_error"]) == (200, last["error"])
     assert str(running.source) not in last["error"]  # of the server's disk a client learns nothing
     assert f"the data is served as before: {table}" in running.service.log.read_text()
+    with httpx.Client(base_url=running.url) as http:
+        page = look(http, "/page/versions")
+    assert "the last reload failed" in page.text
+    assert " ".join(last["error"].split()) in page.text
     assert 'cpstream_loads_total{outcome="failed"} 1.0' in httpx.get(f"{running.url}/metrics").text
     assert current(running.url) == before
     table.write_bytes(content)

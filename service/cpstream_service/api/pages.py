@@ -11,7 +11,7 @@ from starlette.types import Scope
 from cpstream_client.contract.bodies import Problem
 from cpstream_client.contract.wire import JSON
 
-from ..errors import NotAcceptable, StatisticsFailed
+from ..errors import Forgotten, NotAcceptable, Reloading, StatisticsFailed
 from ..page import assets, policy
 from ..page.render import Frame
 from ..page.told import Told
@@ -77,6 +77,14 @@ async def told(service: Service, version: Version, pinned: str | None = None) ->
     """What is known of a version's figures. Asking begins their computation. Raises Forgotten, Reloading."""
     service.versions.check_whole(version, pinned)
     return await to_thread.run_sync(_told, service, version)
+
+
+async def told_or_not(service: Service, version: Version) -> Told:
+    """The same for a page that can do without them: where another split may not be told of, that is why."""
+    try:
+        return await told(service, version)
+    except (Forgotten, Reloading) as error:
+        return Told(failure=error.detail)
 
 
 def _told(service: Service, version: Version) -> Told:

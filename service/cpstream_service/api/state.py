@@ -18,6 +18,7 @@ from ..versions.state import State
 from .arrivals import Arrivals
 from .drain import Drain
 from .follow import Follower
+from .live import Live
 from .metrics import Metrics
 from .versions import Versions
 
@@ -37,6 +38,7 @@ class Service:
     selections: Selections = field(default_factory=Selections)
     selecting: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))  # those who wait for it take no thread
     differences: Differences = field(default_factory=Differences)
+    live: Live = field(init=False)
     arrivals: Arrivals = field(init=False)
     runs: Runs | None = field(init=False)
     reading: CapacityLimiter = field(init=False)
@@ -44,6 +46,7 @@ class Service:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        object.__setattr__(self, "live", Live(self.metrics))
         object.__setattr__(self, "arrivals", Arrivals(settings))
         runs = None if settings.state_dir is None else Runs(settings.state_dir, settings.max_predictions_bytes)
         object.__setattr__(self, "runs", runs)

@@ -85,6 +85,16 @@ def number(value: float | None, digits: int | None = None) -> str:
     return f"{value:,.{max(0, 2 - _magnitude(size))}f}"
 
 
+def signed(value: float | None, digits: int) -> str:
+    """A difference for people, its sign always said: +0.25, \N{MINUS SIGN}1.50, 0.00."""
+    if value is None:
+        return NOTHING
+    text = f"{abs(value):,.{digits}f}"
+    if not float(text.replace(",", "")):
+        return text
+    return f"+{text}" if value > 0 else f"\N{MINUS SIGN}{text}"
+
+
 def _magnitude(size: float) -> int:
     """Digits before the point, less one: 0 of 1 to 10, -1 of 0.1 to 1, as the number is shown in three figures."""
     return int(f"{size:.2e}".partition("e")[2])
@@ -128,6 +138,7 @@ def counted(count: int, noun: str) -> str:
 FILTERS: Mapping[str, Callable[..., str]] = {
     "shown": shown,
     "number": number,
+    "signed": signed,
     "percent": percent,
     "size": size,
     "moment": moment,

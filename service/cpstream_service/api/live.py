@@ -4,18 +4,23 @@ import threading
 import time
 from collections import Counter
 
-from ..page.views.live import Traffic
+from cpstream_client.contract.wire import ErrorCode
+
+from ..page.views.live import Now, Traffic
 from .metrics import Metrics
 
 _FRESH_S = 0.5
 """Several look on at once, and each asks every second: the counters of several workers lie in files."""
 
 
-class Live:
-    """Of one worker. Safe between threads."""
+_TITLES = {code.code: code.title for code in ErrorCode}
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+
+class Live:
+    """As one worker, of so many, tells it. Safe between threads."""
+
+    def __init__(self, metrics: Metrics, workers: int) -> None:
+        self._metrics, self._workers = metrics, workers
         self._lock = threading.Lock()
         self._last: Traffic | None = None
 
@@ -25,6 +30,10 @@ class Live:
             if self._last is None or time.monotonic() - self._last.at_s > _FRESH_S:
                 self._last = self._counted()
             return self._last
+
+    def now(self) -> Now:
+        """The same with what a page says beside it."""
+        return Now(self.traffic(), self._workers, _TITLES)
 
     def _counted(self) -> Traffic:
         at_s, totals, refusals = time.monotonic(), Counter[str](), Counter[str]()

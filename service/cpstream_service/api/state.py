@@ -46,7 +46,7 @@ class Service:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        object.__setattr__(self, "live", Live(self.metrics))
+        object.__setattr__(self, "live", Live(self.metrics, settings.workers))
         object.__setattr__(self, "arrivals", Arrivals(settings))
         runs = None if settings.state_dir is None else Runs(settings.state_dir, settings.max_predictions_bytes)
         object.__setattr__(self, "runs", runs)

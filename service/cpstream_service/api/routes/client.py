@@ -9,6 +9,7 @@ from cpstream_client.contract import bodies, wire
 from cpstream_client.contract.wire import ErrorCode
 
 from ...errors import NotFound
+from ..client_code import client_info
 from ..client_wheel import find_wheel
 from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
@@ -31,14 +32,7 @@ async def client(_: NoParameters) -> Response:
 
     `pip install 'cpstream[torch] @ <this service>/client/<name of the wheel>#sha256=<sha256>'` installs it.
     """
-    wheel = find_wheel()
-    body = bodies.ClientInfo(
-        contract=wire.CONTRACT,
-        version=wheel.version if wheel else None,
-        wheel=f"{wire.CLIENT_PATH}/{wheel.name}".lstrip("/") if wheel else None,
-        sha256=wheel.sha256 if wheel else None,
-    )
-    return ReadableJson(body)
+    return ReadableJson(client_info())
 
 
 @router.get(

@@ -11,6 +11,8 @@ from cpstream_client.contract import bodies, wire
 from ...errors import NotFound, shown
 from ...page import assets
 from ...page.render import Frame
+from ...statistics.roles import cast
+from ..client_code import code_of
 from ..json_replies import ReadableJson
 from ..negotiation import not_modified
 from ..pages import PAGES, page, told, wants_page
@@ -51,7 +53,16 @@ async def _overview(request: Request, service: Service) -> Response:
         from ...page.views import overview as view  # here: a service that nobody looks at needs none of it
 
         reload_error = last.error if last is not None and last.error is not None else ""
-        seen = view.Overview(version.snapshot, version.infos, known, service.versions.stale_reason or "", reload_error)
+        train = cast(version.infos, service.settings.roles).roles.train or next(iter(version.infos))
+        seen = view.Overview(
+            version.snapshot,
+            version.infos,
+            known,
+            code_of(request, service, version.infos[train]),
+            service.live.now(),
+            service.versions.stale_reason or "",
+            reload_error,
+        )
         return view.page(frame, seen)
 
     return await page(request, service, make)
@@ -66,7 +77,8 @@ async def split(split: SplitName, request: Request, service: CurrentService, par
         from ...page.views import split as view
 
         is_current = service.versions.is_current(version)
-        return view.page(frame, view.SplitSeen(version.snapshot, served, version.infos, known, is_current))
+        client = code_of(request, service, version.infos[split])
+        return view.page(frame, view.SplitSeen(version.snapshot, served, version.infos, known, client, is_current))
 
     return await page(request, service, make)
 

@@ -6,8 +6,6 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from cpstream_client.contract.wire import ErrorCode
-
 from ...page.render import Frame
 from ..json_replies import CompactJson
 from ..pages import PAGES, page
@@ -20,12 +18,10 @@ router = APIRouter(route_class=Route, include_in_schema=False)
 
 @router.get(f"{PAGES}/live")
 async def live(request: Request, service: CurrentService, _: NoParameters) -> Response:
-    traffic = await to_thread.run_sync(service.live.traffic)
-
     def make(frame: Frame) -> bytes:
         from ...page.views import live as view
 
-        return view.page(frame, traffic, service.settings.workers, TITLES)
+        return view.page(frame, service.live.now())
 
     return await page(request, service, make)
 
@@ -35,6 +31,3 @@ async def live_json(service: CurrentService, _: NoParameters) -> Response:
     """Totals since the start, and when they were so: whoever asks twice knows what came between. Names no token."""
     traffic = await to_thread.run_sync(service.live.traffic)
     return CompactJson(asdict(traffic), headers={"Cache-Control": "no-store"})
-
-
-TITLES = {code.code: code.title for code in ErrorCode}

@@ -8,7 +8,7 @@ from cpstream_client.contract.figures import Baseline
 
 from ...page.render import Frame
 from ...statistics.predictions.judging import points
-from ..address import address_of
+from ..client_code import address_of
 from ..pages import PAGES, page, told_or_not
 from ..routing import Route
 from ..state import CurrentService, Service

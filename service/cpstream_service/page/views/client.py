@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from cpstream_client.contract.bodies import ClientInfo, SplitInfo
-
 
 @dataclass(frozen=True)
 class Code:
@@ -34,10 +32,6 @@ for epoch in range(3):
     for embeddings, cps in train:  # (256, {self.dimension}) float32, (256,) float32
         ...  # your training step
 """
-
-
-def code(url: str, split: SplitInfo, client: ClientInfo, has_tokens: bool) -> Code:
-    return Code(url, split.split, split.embedding_dim, client.wheel, client.sha256, has_tokens)
 
 
 def literal(text: str) -> str:

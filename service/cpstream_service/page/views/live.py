@@ -20,6 +20,14 @@ class Traffic:
     refusals: Mapping[str, int]
 
 
-def page(frame: Frame, traffic: Traffic, workers: int, titles: Mapping[str, str]) -> bytes:
-    """titles: of the codes of problems."""
-    return render("live.html", frame, traffic=traffic, workers=workers, titles=titles)
+@dataclass(frozen=True)
+class Now:
+    """What the panel shows. titles: of the codes of problems; workers: processes of the service."""
+
+    traffic: Traffic
+    workers: int
+    titles: Mapping[str, str]
+
+
+def page(frame: Frame, now: Now) -> bytes:
+    return render("live.html", frame, now=now)

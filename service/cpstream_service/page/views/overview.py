@@ -12,15 +12,22 @@ from .. import charts, words
 from ..findings import findings
 from ..render import Frame, render
 from ..told import Told
+from .client import Code
+from .live import Now
 
 
 @dataclass(frozen=True)
 class Overview:
-    """What the page is of. stale: why the data may be older than its source, or ""; reload_error: why the last reload failed."""
+    """What the page is of. stale: why the data may be older than its source, or ""; reload_error: why the last reload failed.
+
+    client: the code that reads the training split.
+    """
 
     snapshot: Snapshot
     infos: Mapping[str, SplitInfo]
     told: Told
+    client: Code
+    now: Now
     stale: str = ""
     reload_error: str = ""
 
@@ -33,6 +40,8 @@ def page(frame: Frame, seen: Overview) -> bytes:
         "overview.html",
         frame,
         seen=seen,
+        client=seen.client,
+        now=seen.now,
         infos=seen.infos,
         reports=seen.snapshot.reports,
         told=told,

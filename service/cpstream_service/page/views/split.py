@@ -12,6 +12,7 @@ from .. import charts, words
 from ..findings import findings, of_split
 from ..render import Frame, render
 from ..told import Told
+from .client import Code
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class SplitSeen:
     split: Split
     infos: Mapping[str, SplitInfo]
     told: Told
+    client: Code
     is_current: bool = True
 
 
@@ -33,6 +35,7 @@ def page(frame: Frame, seen: SplitSeen) -> bytes:
         "split.html",
         frame,
         seen=seen,
+        client=seen.client,
         name=name,
         info=seen.infos[name],
         report=split.report,

@@ -36,7 +36,9 @@ def torch_randperm(n: int, seed: int) -> list[int]:
 
 def batches_of(plan: Plan, order: Indices | None = None) -> list[list[int]]:
     order = plan.order() if order is None else order
-    return [plan.batch(order, step).tolist() for step in range(plan.num_steps)]
+    batches = [plan.batch(order, step).tolist() for step in range(plan.num_steps)]
+    assert [each.tolist() for each in plan.batches(order, range(plan.num_steps))] == batches
+    return batches
 
 
 def all_ranks(plan: Plan) -> list[list[list[int]]]:

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from cpstream_client.contract.plan import Indices
 from cpstream_client.contract.wire import CSV
 
-from ..batches.gather import paths_at
+from ..batches.paths import paths_at
 from ..batches.server import BatchServer
 from ..snapshot.store import Split
 

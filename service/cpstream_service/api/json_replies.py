@@ -13,7 +13,7 @@ from cpstream_client.contract.bodies import Sample
 from cpstream_client.contract.plan import Indices
 from cpstream_client.contract.wire import COLUMNS, DIGEST_HEADER, JSON, LOCATION_HEADER, Column, Dtype, content_digest
 
-from ..batches.gather import paths_at
+from ..batches.paths import paths_at
 from ..errors import InvalidParameter, PayloadTooLarge
 from ..snapshot.store import Split
 from .negotiation import target_of

@@ -39,6 +39,7 @@ class Frame:
     head_checksum: int
 
 
+@lru_cache(maxsize=2048)  # batches of few paths often have as long ones
 def frame(dim: int, dtype: Dtype, columns: tuple[Column, ...], num_rows: int, path_bytes: int = 0) -> Frame:
     """The frame of a batch of num_rows samples whose file paths are path_bytes long together."""
     template = _template(dim, dtype, columns, is_empty=num_rows == 0)
@@ -82,7 +83,7 @@ class _Template:
         return Frame(bytes(header), offsets, len(header) + at, crc32c(header))
 
     def with_paths(self, frame: Frame, path_bytes: int) -> Frame:
-        """A frame with room for paths. They come last, so that all else stays; and hardly two batches have as long ones."""
+        """A frame with room for paths. They come last, so that all else stays."""
         assert self.body_bytes is not None, "offsets of paths are a body"  # noqa: S101
         header, nbytes = bytearray(frame.header), frame.nbytes + padded(path_bytes)
         last = self.buffers + 16 * (sum(2 + (column in ("embedding", "file_path")) for column in self.columns) - 1)

@@ -8,11 +8,11 @@ into the socket is the third and last.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute  # or the first `take` of paths imports it, and everybody waits
 from crc32c import crc32c
 
 from cpstream_client.buffers import BufferPool, Bytes
@@ -22,6 +22,7 @@ from cpstream_client.contract.wire import CHECKSUM_BYTES, BatchQuery, Column, Dt
 
 from .account import Account
 from .frames import END_OF_STREAM, Frame, frame, padded
+from .paths import paths_of
 
 CHUNK_BYTES = 2 * 1024**2
 """What one write to the socket holds at least, where there is so much: smaller writes cost up to 4 times the throughput."""
@@ -107,8 +108,7 @@ class Columns:
         return (starts[indices + 1] - starts[indices]).astype(np.int64)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):  # made in 0.3 microseconds, where a frozen dataclass takes 0.7
     """Some rows of one batch: all of it, or a piece of a batch that is larger than a chunk. low, high: rows of the batch."""
 
     indices: Indices  # (B,) int64, of the whole batch
@@ -127,18 +127,13 @@ class ChunkWriter:
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
         self._checksum = columns.frame(0).head_checksum
-        self._path_ends, self._path_data, self._row = np.zeros(1, np.int32), memoryview(b""), 0
+        self._paths: Iterator[tuple[memoryview, memoryview]] = iter(())  # of each batch that is written next: offsets, and data
 
     def prepare(self, parts: Sequence[Part]) -> None:
         """Gather the paths of all these parts, which are written next: Arrow takes as long for one as for dozens."""
         batches = [part.indices for part in parts if part.high == len(part.indices)]
         if "file_path" in self._columns.names and batches:
-            _, ends, data = paths_at(self._columns.file_paths, np.concatenate(batches)).buffers()
-            self._path_ends, self._path_data, self._row = (
-                np.frombuffer(ends, np.int32),
-                memoryview(b"" if data is None else data).cast("B"),
-                0,
-            )
+            self._paths = paths_of(self._columns.file_paths, batches)
 
     def write(self, out: memoryview, position: int, part: Part) -> int:
         """Write a part at `position` of `out`, a multiple of 8. Returns the position behind it."""
@@ -173,26 +168,14 @@ class ChunkWriter:
             floats.take(indices, 0, np.ndarray(len(indices), np.float32, out, origin + frame.offsets[name]), "clip")
         if "index" in columns.names and len(indices):
             np.ndarray(len(indices), np.int64, out, origin + frame.offsets["index"])[:] = indices
-        if "file_path" in columns.names and len(indices):
-            ends = self._path_ends[self._row : self._row + len(indices) + 1]
-            self._row += len(indices)
-            np.subtract(ends, ends[0], np.ndarray(len(ends), np.int32, out, origin + frame.offsets["file_path"]))
-            paths = self._path_data[ends[0] : ends[-1]]
-            at = origin + frame.offsets["file_path.data"]
-            out[at : at + len(paths)] = paths
+        if "file_path" in columns.names:
+            offsets, paths = next(self._paths)
+            if len(indices):
+                at = origin + frame.offsets["file_path"]
+                out[at : at + len(offsets)] = offsets
+                at = origin + frame.offsets["file_path.data"]
+                out[at : at + len(paths)] = paths
         return end
-
-
-def paths_at(file_paths: pa.StringArray, indices: Indices) -> pa.StringArray:
-    """The paths of these samples, in that order. indices (B,) int64."""
-    # pa.array(indices) would do, and import pandas at its first call: a fifth of a second for all who wait.
-    return file_paths.take(pa.Array.from_buffers(pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices))]))
-
-
-def string_scalar(text: str) -> pa.StringScalar:
-    """The text as Arrow has it, to compare paths with: pa.scalar would import pandas, too."""
-    data = text.encode()
-    return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], "<i4")), pa.py_buffer(data))[0]
 
 
 @dataclass(slots=True)

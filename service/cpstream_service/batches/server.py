@@ -117,7 +117,7 @@ class BatchServer:
             nbytes = columns.frames_bytes(plan, order, steps)
         schema = schema_message(columns.dim, split.name, split.fingerprint, query, num_rows, len(steps))
         residency = self._residency[split]
-        batches = residency.ahead(columns.embeddings, (plan.batch(order, step) for step in steps), plan.shuffle)
+        batches = residency.ahead(columns.embeddings, plan.batches(order, steps), plan.shuffle)
         remedy = _FEWER_BATCHES if len(steps) > 1 else _SMALLER_BATCHES
         return self._reply(columns, schema, batches, nbytes, num_rows, residency.fits, min(query.batch_size, num_rows), remedy)
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from cpstream_client.contract import bodies, figures, wire
 from cpstream_client.contract.wire import ErrorCode
 
-from ...batches.gather import string_scalar
+from ...batches.paths import string_scalar
 from ...errors import IndexOutOfRange, InvalidParameter, NotFound, shown
 from ...snapshot.store import Split
 from ...statistics.kept import Text, Texts

@@ -1,8 +1,9 @@
-"""Text of others, made fit for a terminal or a log: paths, split names, values of requests."""
+"""Text of others, made fit for a terminal, a log or a table: paths, split names, values of requests."""
 
 from collections.abc import Iterable
 
 ELLIPSIS = "…"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def plain(text: str) -> str:
@@ -17,6 +18,14 @@ def listed(names: Iterable[str], most: int = 20) -> str:
     known = list(names)
     shown = [repr(shortened(name, 60)) for name in known[:most]]
     return ", ".join(shown + [f"and {len(known) - most} more"] * (len(known) > most))
+
+
+def harmless(text: str) -> str:
+    """The text of a cell of a table that no spreadsheet takes for a formula: with an apostrophe in front, as OWASP advises.
+
+    A path of `=HYPERLINK(...)` must not become a link in whoever's table.
+    """
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def shortened(text: str, width: int) -> str:

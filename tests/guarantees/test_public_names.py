@@ -31,6 +31,7 @@ PATHS = """
     /client /client/{name} /livez /metrics /problems/{code} /readyz /v1/reload /v1/splits /v1/splits/{split}
     /v1/splits/{split}/alignment /v1/splits/{split}/batches /v1/splits/{split}/cps.npy /v1/splits/{split}/data.parquet
     /v1/splits/{split}/diff /v1/splits/{split}/embeddings.npy /v1/splits/{split}/file_paths.json /v1/splits/{split}/measure
+    /v1/splits/{split}/dropped.csv
     /v1/splits/{split}/neighbours /v1/splits/{split}/plan /v1/splits/{split}/predictions /v1/splits/{split}/predictions/{name}
     /v1/splits/{split}/predictions/{name}/points /v1/splits/{split}/projection /v1/splits/{split}/rows
     /v1/splits/{split}/statistics /v1/splits/{split}/take /v1/versions

@@ -1,8 +1,4 @@
-"""Rows as CSV, for spreadsheets and whoever has no better reader: any number of them, made a piece at a time.
-
-A cell that begins with what a spreadsheet takes for a formula gets an apostrophe in front, as OWASP advises: a path of
-`=HYPERLINK(...)` must not become a link in whoever's table.
-"""
+"""Rows as CSV, for spreadsheets and whoever has no better reader: any number of them, made a piece at a time."""
 
 import csv
 import io
@@ -20,14 +16,9 @@ from cpstream_client.contract.wire import CSV
 from ..batches.paths import paths_at
 from ..batches.server import BatchServer
 from ..snapshot.store import Split
+from ..text import harmless
 
 _ROWS = 2048
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
-
-
-def harmless(text: str) -> str:
-    """The text of a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def csv_rows(split: Split, indices: Indices) -> bytes:

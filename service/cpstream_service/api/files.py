@@ -27,10 +27,11 @@ from starlette.types import Receive, Scope, Send
 from cpstream_client.contract import wire
 
 from ..batches.server import BatchServer
-from ..errors import RangeNotSatisfiable, StorageFailed
-from ..snapshot import parquet
+from ..errors import NotFound, RangeNotSatisfiable, StorageFailed, shown
+from ..snapshot import dropped, parquet
 from ..snapshot.parquet import open_parquet
 from ..snapshot.store import Snapshot, Split
+from ..sources.rows import Reason
 from .negotiation import caching
 from .outlet import Outlet
 
@@ -61,11 +62,14 @@ class Downloads:
             for name in ("embeddings.npy", "cps.npy"):
                 descriptor = os.open(split.path / name, os.O_RDONLY | os.O_CLOEXEC)
                 self._files[split.name, name] = _opened(descriptor, wire.OCTET_STREAM)
+            if (split.path / dropped.NAME).exists():
+                descriptor = os.open(split.path / dropped.NAME, os.O_RDONLY | os.O_CLOEXEC)
+                self._files[split.name, dropped.NAME] = _opened(descriptor, wire.CSV)
 
     async def get(self, split: Split, name: str) -> File:
-        """One of embeddings.npy and cps.npy, or of those that are made at first use: file_paths.json, data.parquet.
+        """One of embeddings.npy, cps.npy and dropped.csv, or of those that are made at first use: file_paths.json, data.parquet.
 
-        Raises StorageFailed where there is no room for it.
+        Raises StorageFailed where there is no room for it, NotFound where an older release wrote the snapshot without it.
         """
         key = split.name, name
         if key not in self._files:
@@ -110,7 +114,17 @@ def _parquet(split: Split) -> File:
         ) from error
 
 
-_MADE = {"file_paths.json": _paths, parquet.NAME: _parquet}
+def _nothing_dropped(split: Split) -> File:
+    if any(entry.reason != Reason.FORGOTTEN.code for entry in split.report.dropped):
+        raise NotFound(
+            f"what was left out of split {shown(split.name)} was not kept by the release that wrote its snapshot; "
+            "remove that, or see the first of each reason: alignment"
+        )
+    header = dropped.table([dropped.COLUMNS])
+    return File(len(header), wire.CSV, partial(_slice, header))
+
+
+_MADE = {"file_paths.json": _paths, parquet.NAME: _parquet, dropped.NAME: _nothing_dropped}
 
 
 def byte_range(headers: Mapping[str, str], size: int, etag: str) -> range | None:

@@ -4,6 +4,7 @@
                             by it what was forgotten, although they never had it open
 """
 
+import csv
 import logging
 import os
 import secrets
@@ -21,6 +22,7 @@ from ..align.forget import NOTHING, ForgetList, read_forget_list
 from ..align.match import MatchRule, normalise_path
 from ..errors import DataError
 from ..settings import DataSettings, parse_root
+from .dropped import dropped_paths
 from .store import PLACED, Snapshot, SnapshotInvalid, Split, open_snapshot, read_manifest
 
 logger = logging.getLogger("cpstream.service")
@@ -81,7 +83,12 @@ class Judge:
             names = {self.rule.compared(key, bare) for key in keys for bare in (False, True)}
             if any(self.rule.compared(path) in names for path in split.file_paths.to_pylist()):
                 return True
-        return any(normalise_path(text) in keys for text in _examples(split))
+        if any(normalise_path(text) in keys for text in _examples(split)):
+            return True
+        try:
+            return any(normalise_path(path) in keys for path in dropped_paths(split.path))
+        except (OSError, csv.Error):
+            return True
 
 
 def _examples(split: Split) -> Iterable[str]:

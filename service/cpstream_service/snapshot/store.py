@@ -5,6 +5,7 @@
     <snapshot_dir>/<key>/<split>/cps.npy                    (N,) float32
     <snapshot_dir>/<key>/<split>/label-<name>.npy           (N,) float32, where further labels are served
     <snapshot_dir>/<key>/<split>/file_paths.arrow           one record batch, one column file_path
+    <snapshot_dir>/<key>/<split>/dropped.csv                what alignment left out, where it did (dropped.py)
     <snapshot_dir>/.writing-<key>-<random>/                 on its way to <key>: fsynced, then renamed
     <snapshot_dir>/.lock-<key>                              held by the one process that writes <key>
 
@@ -36,6 +37,7 @@ from ..align.align import AlignedSplit
 from ..errors import InvalidParameter, shown
 from ..progress import Bar
 from ..sources.rows import rows_per_chunk
+from .dropped import write_dropped
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
 from .huge_pages import huge_page_writer
 from .synced import sync_folder, synced, written_back
@@ -254,6 +256,7 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     for name, values in split.labels.items():
         with synced(folder / label_file(name)) as file:
             np.save(file, values.astype("<f4", copy=False))
+    write_dropped(folder, split.drops)
     with synced(folder / FILE_PATHS) as file:
         batch = pa.record_batch([split.arrow_paths], names=["file_path"])
         with pa.ipc.new_file(file, batch.schema) as writer:

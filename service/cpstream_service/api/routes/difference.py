@@ -17,7 +17,8 @@ from cpstream_client.contract.wire import ErrorCode
 
 from ...snapshot.difference import Difference
 from ...snapshot.store import Split
-from ..csv_replies import TableReply, harmless
+from ...text import harmless
+from ..csv_replies import TableReply
 from ..description import CACHED, CURRENT, OF_JSON, named, problem_replies
 from ..files import attachment
 from ..json_replies import ReadableJson

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from . import (
     attacks,
     concurrency,
+    figures,
     gpu,
     idioms,
     large,
@@ -55,6 +56,7 @@ GROUPS = (
     scaling,
     large,
     larger_than_memory,
+    figures,
     attacks,
 )
 MEASUREMENTS: tuple[Measurement, ...] = tuple(measurement for group in GROUPS for measurement in group.MEASUREMENTS)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 """Shown for a figure that cannot be had."""
+_MINUS = "\N{MINUS SIGN}"
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -75,24 +76,24 @@ def number(value: float | None, digits: int | None = None) -> str:
     """A number for people: 12,345 of a whole one, three figures of others, or so many digits behind the point."""
     if value is None:
         return NOTHING
-    if digits is not None:
-        return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: no -0.00
-    if isinstance(value, int) or value == 0:
-        return f"{int(value):,}"
-    size = abs(value)
-    if size < 1e-3 or size >= 1e6:
-        return f"{value:.2e}"
-    return f"{value:,.{max(0, 2 - _magnitude(size))}f}"
+    text = _digits(abs(value), digits)
+    return f"{_MINUS}{text}" if value < 0 and text.strip("0.") else text
 
 
 def signed(value: float | None, digits: int) -> str:
-    """A difference for people, its sign always said: +0.25, \N{MINUS SIGN}1.50, 0.00."""
-    if value is None:
-        return NOTHING
-    text = f"{abs(value):,.{digits}f}"
-    if not float(text.replace(",", "")):
-        return text
-    return f"+{text}" if value > 0 else f"\N{MINUS SIGN}{text}"
+    """A difference for people, its sign always said; of none, no sign."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
+
+
+def _digits(size: float, digits: int | None) -> str:
+    if digits is not None:
+        return f"{size:,.{digits}f}"
+    if isinstance(size, int) or size == 0:
+        return f"{int(size):,}"
+    if size < 1e-3 or size >= 1e6:
+        return f"{size:.2e}"
+    return f"{size:,.{max(0, 2 - _magnitude(size))}f}"
 
 
 def _magnitude(size: float) -> int:
@@ -120,8 +121,10 @@ def size(nbytes: float) -> str:
     return f"{nbytes:.1f} TB"
 
 
-def moment(text: str) -> str:
+def moment(text: str | None) -> str:
     """A time of ours, as ISO 8601 has it, for people."""
+    if text is None:
+        return NOTHING
     return f"{datetime.fromisoformat(text).astimezone(UTC):%-d %B %Y, %H:%M} UTC"
 
 

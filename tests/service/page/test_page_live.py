@@ -42,7 +42,7 @@ def test_the_page_says_the_same_without_javascript(run_server: Callable[..., Ser
     with httpx.Client(base_url=server.url) as http:
         page = look(http, "/page/live")
     assert "30 samples" in page.text
-    assert "Requests refused 1" in page.text
+    assert "Refused so far 1" in page.text
     refused = [attrs["data-refusal"] for tag, attrs in page.tags if "data-refusal" in attrs and "hidden" not in attrs]
     assert refused == ["unknown-split"]
     assert "Of this service; other replicas show their own" in page.text

@@ -24,7 +24,7 @@ const draw = () => {
   const most = Math.max(...rates, 1);
   const points = rates.map((rate, at) => `${(100 * (KEPT - rates.length + at)) / (KEPT - 1)},${38 - (36 * rate) / most}`);
   panel.querySelector("[data-line]").setAttribute("points", points.join(" "));
-  show("most", `most: ${whole.format(Math.round(most))} samples/s`);
+  show("most", `, at most ${whole.format(Math.round(Math.max(...rates)))}`);
 };
 
 const showRefusals = (refusals) => {
@@ -61,9 +61,9 @@ const ask = async () => {
     const reply = await fetch(panel.dataset.live, { cache: "no-store", headers: { Accept: "application/json" } });
     if (!reply.ok) throw new Error(`the service answered ${reply.status}`);
     update(await reply.json());
-    show("state", "Live");
+    show("state", "");
   } catch (error) {
-    show("state", `Not live: ${error.message}`);
+    show("state", `These figures stand still: ${error.message}.`);
     last = null;
   }
 };

@@ -11,7 +11,7 @@ from .. import charts
 from ..render import Frame, number, render
 from .client import literal
 
-FOLDERS_SHOWN = 20
+FOLDERS_SHOWN, WORST_SHOWN = 20, 15
 
 
 def page(frame: Frame, split: SplitInfo, url: str, runs: Sequence[Run] | None, baseline: Baseline | None) -> bytes:
@@ -36,6 +36,7 @@ def one_page(frame: Frame, report: RunReport, points: RunPoints, baseline: Basel
         report=report,
         baseline=baseline,
         points=len(points.index),
+        first=WORST_SHOWN,
         scatter=scatter(points),
         deciles=charts.deciles(lines),
         unmatched=unmatched(report),
@@ -58,7 +59,7 @@ def _curl(url: str, split: str) -> str:
 
 def scatter(points: RunPoints) -> charts.Figure:
     """Each sample, and the line where the prediction is the rate. customdata: indices, whose pages a click opens."""
-    ends = [min((*points.cps, *points.predicted)), max((*points.cps, *points.predicted))]
+    ends = [min(points.cps), max(points.cps)]
     samples = {
         "type": "scatter",
         "mode": "markers",

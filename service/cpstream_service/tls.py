@@ -54,3 +54,26 @@ def _of_chain(cert: Path, key: Path | None, error: ssl.SSLError) -> str:
     which = f"tls_cert_file is {str(cert)!r}" + (f" and tls_key_file is {str(key)!r}" if key else "")
     lacks = "not both a certificate and its key" if key else "no certificate, or no key (--tls-key-file)"
     return f"{which}: there is {lacks}; {_PEM} each"
+
+
+class Cipher:
+    """What a service with this context sends over a connection, without the connection."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # both ends are this process
+        there, self._sent = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ours = context.wrap_bio(there, self._sent, server_side=True)
+        theirs = trusting.wrap_bio(self._sent, there)
+        waiting = [theirs, self._ours]
+        while waiting:
+            end = waiting.pop(0)
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                waiting.append(end)
+        self._sent.read()
+
+    def encrypted(self, data: memoryview) -> bytes:
+        self._ours.write(data)
+        return self._sent.read()

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+import trustme
 from command import COMMAND, Service, environment, serve
 
 from cpstream_client.contract.bodies import Measurement
@@ -120,6 +122,16 @@ def test_a_slow_link(service: Service) -> None:
     assert "The network is the limit" in told["sentence"]
     assert "dtype='float16' halves the bytes" in told["sentence"]
     assert "--step-ms or --stats" in told["sentence"]
+
+
+def test_over_tls_what_encrypts_is_the_limit_and_not_the_network(large: Path, tmp_path: Path) -> None:
+    authority, pem = trustme.CA(), tmp_path / "server.pem"
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(pem))
+    trust = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    with serve(tmp_path, "--tls-cert-file", str(pem), source=large, verify=trust) as secured:
+        told = diagnosed(secured.url, "--ca-bundle", str(tmp_path / "ca.pem"))
+    assert told["limit"] in ("server", "client"), told
 
 
 def test_a_slow_server(service: Service) -> None:

@@ -12,6 +12,7 @@ from cpstream_client.contract.wire import BatchQuery
 from cpstream_client.cpus import throttled_s
 
 from ..snapshot.store import Split
+from ..tls import Cipher
 from .account import Account, clock
 from .server import BatchServer
 
@@ -37,11 +38,13 @@ class Measured:
     other_streams: int
 
 
-async def measure(server: BatchServer, split: Split, query: BatchQuery, client: str, max_streams: int | None = None) -> Measured:
+async def measure(
+    server: BatchServer, split: Split, query: BatchQuery, client: str, max_streams: int | None = None, cipher: Cipher | None = None
+) -> Measured:
     """Gather the query's batches, again and again, and send them to a socket that swallows them.
 
-    It counts as a stream of the client's, who may have max_streams, and takes turns as one. Raises as BatchServer.batches and
-    BatchServer.stream.
+    It counts as a stream of the client's, who may have max_streams, and takes turns as one. cipher: of a service that speaks TLS;
+    what it takes counts as sending. Raises as BatchServer.batches and BatchServer.stream.
     """
     stopped, cpu_s, began = throttled_s(), time.process_time(), clock()
     samples = batches = nbytes = others = 0
@@ -53,7 +56,9 @@ async def measure(server: BatchServer, split: Split, query: BatchQuery, client: 
             async with aclosing(server.gathered(reply.chunks, reply.nbytes, reply.in_loop, client, account)) as chunks:
                 async for chunk in chunks:
                     then = clock()
-                    await asyncio.get_running_loop().sock_sendall(sink, chunk.data)
+                    await asyncio.get_running_loop().sock_sendall(
+                        sink, chunk.data if cipher is None else cipher.encrypted(chunk.data)
+                    )
                     account.send_s += clock() - then
                     sent += len(chunk)
                     others = max(others, server.open_streams - 1)

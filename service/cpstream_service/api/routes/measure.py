@@ -1,7 +1,9 @@
 """The server's half of a stream, measured by itself: what `cpstream doctor` asks for."""
 
+from contextlib import suppress
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import Query, Request
 from starlette.responses import Response
 
@@ -10,6 +12,8 @@ from cpstream_client.contract.wire import ErrorCode
 from cpstream_client.cpus import cpu_limit
 
 from ...batches.measure import measure
+from ...settings import ServeSettings
+from ...tls import Cipher, server_context
 from ..description import OF_JSON, named, problem_replies
 from ..json_replies import ReadableJson
 from ..parameters import BatchParameters
@@ -48,7 +52,8 @@ async def measured(
     served, query = service.versions.split(split, parameters.fingerprint), parameters.query()
     with plan_errors():
         query.steps(served.info.num_samples)
-    found = await measure(service.batch_server, served, query, state["client"], state["max_streams"])
+    cipher = await to_thread.run_sync(_cipher, service.settings)
+    found = await measure(service.batch_server, served, query, state["client"], state["max_streams"], cipher)
     body = bodies.Measurement(
         split=split,
         fingerprint=served.fingerprint,
@@ -67,3 +72,12 @@ async def measured(
         in_memory=service.batch_server.fits(served),
     )
     return ReadableJson(body, headers={"Cache-Control": "no-store"})
+
+
+def _cipher(settings: ServeSettings) -> Cipher | None:
+    """What replies are encrypted by, if they are."""
+    if settings.tls_cert_file is None:
+        return None
+    with suppress(ValueError):  # its files are not what they were, and the service goes on with those that it has read
+        return Cipher(server_context(settings.tls_cert_file, settings.tls_key_file, None))
+    return None

@@ -1,7 +1,8 @@
 """`python -m soak.swarm`: deploy/swarm/ on two engines in two network namespaces, while two trainers share an epoch.
 
-As root, on Linux with Docker's daemon. Images come from the engine that answers. In mid-epoch the replicas are all replaced, one by
-one; then the cable of the second engine is pulled. Fails where a batch is not the one that torch has there, to the bit.
+As root, on Linux with Docker's daemon. Images come from the engine that answers. In mid-epoch two replicas are added and taken
+away again, and all are replaced, one by one; then the cable of the second engine is pulled. Fails where a batch is not the one that
+torch has there, to the bit.
 """
 
 import argparse
@@ -126,15 +127,27 @@ def swarm(image: str, source: Path, folder: Path) -> Iterator[tuple[list[Engine]
         yield engines, urls
 
 
+def scale(engine: Engine, trainers: Trainers, replicas: int) -> None:
+    """More replicas, or fewer. Raises EngineError where the trainers were done before."""
+    engine.docker("service", "scale", "--detach", f"cpstream_replica={replicas}")
+    listed = ("service", "ls", "--filter", "name=cpstream_replica", "--format", "{{.Replicas}}")
+    wait_until(lambda: trainers.done or engine.docker(*listed).strip() == f"{replicas}/{replicas}", "scaled", 300)
+    _check_goes_on(trainers, "scaled")
+
+
 def replace_all(engine: Engine, trainers: Trainers) -> int:
     """A rolling update. Returns how many replicas were replaced. Raises EngineError where the trainers were done before."""
     before = tasks(engine)
     engine.docker("service", "update", "--detach", "--env-add", "CPSTREAM_LOG_LEVEL=warning", "cpstream_replica")
     state = ("service", "inspect", "cpstream_replica", "--format", "{{.UpdateStatus.State}}")
     wait_until(lambda: trainers.done or engine.docker(*state).strip() == "completed", "updated", 300)
-    if trainers.done:
-        raise EngineError("the epoch was over before the update; make it longer with --seconds")
+    _check_goes_on(trainers, "updated")
     return len(before - tasks(engine))
+
+
+def _check_goes_on(trainers: Trainers, what: str) -> None:
+    if trainers.done:
+        raise EngineError(f"the epoch was over before the service was {what}; make it longer with --seconds")
 
 
 def tasks(engine: Engine) -> set[str]:
@@ -163,6 +176,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 Trainers(urls, size, given.seconds) as trainers,
             ):
                 time.sleep(given.seconds / 10)
+                for replicas in (6, 4):
+                    scale(engines[0], trainers, replicas)
+                    print(f"scaled to {replicas} replicas", flush=True)
                 replaced = replace_all(engines[0], trainers)
                 print(f"{replaced} replicas replaced by a rolling update", flush=True)
                 engines[1].pull_the_cable()

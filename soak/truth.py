@@ -32,13 +32,20 @@ class Truth:
     def write(self, folder: Path) -> None:
         """A source. Paths ascend with the index, so that the service's order is ours."""
         folder.mkdir(parents=True)
-        paths = [f"audio/{i:08d}.wav" for i in range(len(self.cps))]
-        rows = [{"embedding": vector, "file_path": path} for vector, path in zip(self.embeddings, paths, strict=True)]
+        rows = [{"embedding": vector, "file_path": path} for vector, path in zip(self.embeddings, self._paths, strict=True)]
         np.save(folder / "numpy_embs.npy", {SPLIT: rows}, allow_pickle=True)  # type: ignore[arg-type]
+        self.write_rates(folder)
+
+    def write_rates(self, folder: Path) -> None:
+        """The table alone."""
         with (folder / f"{SPLIT}_cps.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["audio_path", "cps"])
-            table.writerows(zip(paths, self.cps.tolist(), strict=True))
+            table.writerows(zip(self._paths, self.cps.tolist(), strict=True))
+
+    @property
+    def _paths(self) -> list[str]:
+        return [f"audio/{i:08d}.wav" for i in range(len(self.cps))]
 
     def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
         """Of an epoch, as torch's DistributedSampler has it in one process."""

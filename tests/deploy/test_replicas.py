@@ -3,21 +3,28 @@
 import os
 import re
 import shutil
+import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+import trustme
 import yaml
+from command import serve
 from conftest import Server, bound, poll
+from reloading import Trainer as ReloadTrainer
+from reloading import current, reload, source
 from soak.engine import compose_command, has_engine, output
 from soak.replicas import kill_in_turn, running
 from soak.trainers import Size, Trainers
 
 from cpstream_client import Client
+from cpstream_service.snapshot.store import Snapshot
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
@@ -58,8 +65,11 @@ def test_every_container_is_confined_limited_and_pinned() -> None:
 
 
 @contextmanager
-def proxied(server: Server, folder: Path) -> Iterator[str]:
-    """HAProxy with the configuration of this tree, its replica at an address instead of a name."""
+def proxied(folder: Path, *urls: str, add: str = "", until: int = 200) -> Iterator[str]:
+    """HAProxy with the configuration of this tree, its replicas at addresses instead of a name.
+
+    add: a line of its backend. until: the status of /readyz from which on it is ready for the test.
+    """
     assert HAPROXY is not None
     ports = []
     for _ in range(2):
@@ -67,7 +77,8 @@ def proxied(server: Server, folder: Path) -> Iterator[str]:
             ports.append(sock.getsockname()[1])
     text = CONFIGURATION.read_text()
     text = text.replace("bind :8000", f"bind 127.0.0.1:{ports[0]}").replace("bind :8404", f"bind 127.0.0.1:{ports[1]}")
-    text = re.sub(r"server-template replica \d+ \S+", f"server replica {server.url.removeprefix('http://')}", text)
+    servers = [f"    server replica{number} {url.partition('://')[2]}" for number, url in enumerate(urls)]
+    text = re.sub(r"    server-template replica \d+ \S+", "\n".join([f"    {add}", *servers]), text)
     (folder / "haproxy.cfg").write_text(
         text.replace("init-addr none", "").replace("resolvers engine resolve-prefer", "resolve-prefer")
     )
@@ -75,7 +86,7 @@ def proxied(server: Server, folder: Path) -> Iterator[str]:
         process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
     try:
         url = f"http://127.0.0.1:{ports[0]}"
-        poll(lambda: process.poll() is not None or is_ready(url))
+        poll(lambda: process.poll() is not None or answers(url, until))
         assert process.poll() is None, (folder / "haproxy.log").read_text()
         yield url
     finally:
@@ -83,11 +94,17 @@ def proxied(server: Server, folder: Path) -> Iterator[str]:
         process.wait()
 
 
-def is_ready(url: str) -> bool:
+def answers(url: str, status: int) -> bool:
     try:
-        return httpx.get(f"{url}/readyz").status_code == 200
+        return httpx.get(f"{url}/readyz").status_code == status
     except httpx.TransportError:
         return False
+
+
+def unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 @needs_haproxy
@@ -102,7 +119,7 @@ def test_haproxy_takes_the_configuration() -> None:
 
 @needs_haproxy
 def test_a_stream_through_it_is_the_stream(server: Server, tmp_path: Path) -> None:
-    with proxied(server, tmp_path) as url, Client(url) as remote, Client(server.url) as direct:
+    with proxied(tmp_path, server.url) as url, Client(url) as remote, Client(server.url) as direct:
         streams = [client.batches("train", batch_size=64, shuffle="uniform", seed=1) for client in (remote, direct)]
         for got, expected in zip(*streams, strict=True):
             assert np.array_equal(got.embeddings, expected.embeddings)
@@ -111,11 +128,63 @@ def test_a_stream_through_it_is_the_stream(server: Server, tmp_path: Path) -> No
 
 @needs_haproxy
 def test_metrics_of_one_replica_are_not_those_of_all(server: Server, tmp_path: Path) -> None:
-    with proxied(server, tmp_path) as url:
+    with proxied(tmp_path, server.url) as url:
         reply = httpx.get(f"{url}/metrics")
         assert reply.status_code == 404
         assert "ask each by its own address" in reply.text
         assert httpx.get(f"{url}/proxy-livez").status_code == 200
+
+
+@needs_haproxy
+def test_replicas_are_reloaded_one_after_the_other_behind_it(tmp_path: Path) -> None:
+    """While trainers stream through it, of which some begin when the replicas do not agree."""
+    held = {}
+    with ExitStack() as stack:
+        first, replicas = source(tmp_path / "source", 1), []
+        for name in "abc":
+            (tmp_path / name).mkdir()
+            shared = ["--snapshot-dir", str(tmp_path / "snapshots")]
+            replicas.append(stack.enter_context(serve(tmp_path / name, *shared, source=tmp_path / "source")).url)
+        held[current(replicas[0])] = first
+        url = stack.enter_context(proxied(tmp_path, *replicas))
+        threads = stack.enter_context(ThreadPoolExecutor(8))
+        trainers = [ReloadTrainer(url, seed) for seed in range(4)]
+        epochs = [threads.submit(trainer.run, 0) for trainer in trainers]
+        for trainer in trainers:
+            assert trainer.pauses.wait(90)
+        second = source(tmp_path / "source", 2)
+        for number, replica in enumerate(replicas):
+            assert reload(replica)["outcome"] == "succeeded"
+            held[current(replica)] = second
+            trainers[number].go_on.set()  # over a proxy that goes to any of them
+            late = ReloadTrainer(url, 10 + number)
+            late.go_on.set()
+            came = late.run(0)
+            late.check(0, came, held[late.dataset.info.fingerprint])
+        trainers[3].go_on.set()
+        for trainer, epoch in zip(trainers, epochs, strict=True):
+            trainer.check(0, epoch.result(), first)
+            trainer.check(1, trainer.run(1), first)
+    assert len(held) == 2
+
+
+@needs_haproxy
+def test_to_a_service_with_tls(snapshot: Snapshot, tmp_path: Path) -> None:
+    """By the line that docs/docker.md has for it. A service whose certificate another authority issued gets no request."""
+    found = re.search(r"`(default-server ssl [^`]+)`", (ROOT / "docs" / "docker.md").read_text())
+    assert found
+    ours, other = trustme.CA(), trustme.CA()
+    for name, authority in (("ca.pem", ours), ("other.pem", other)):
+        authority.cert_pem.write_to_path(str(tmp_path / name))
+    ours.issue_cert("data.example").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "server.pem"))
+    (tmp_path / "server.pem").chmod(0o600)
+    with serve(tmp_path, "--tls-cert-file", str(tmp_path / "server.pem"), verify=unverified()) as service:
+        line = found[1].replace("/run/secrets/ca.pem", str(tmp_path / "ca.pem"))
+        with proxied(tmp_path, service.url, add=line) as url, Client(url) as client:
+            batch = client.take("train", [3, 1])
+            assert np.array_equal(batch.embeddings, snapshot.splits["train"].embeddings[[3, 1]])
+        with proxied(tmp_path, service.url, add=line.replace("ca.pem", "other.pem"), until=503) as url:
+            assert "SSL handshake failure" in (tmp_path / "haproxy.log").read_text()
 
 
 @pytest.mark.skipif(not (has_engine() and compose_command()), reason="no Docker Engine with Compose answers")

@@ -93,6 +93,22 @@ def test_the_rules_by_promtool(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@WITHOUT_PROMTOOL
+def test_every_expression_of_the_dashboard_by_promtool(tmp_path: Path) -> None:
+    """As rules, for promtool parses nothing else; with values for what Grafana fills in."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    asked = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
+    asked += [annotation["expr"] for annotation in dashboard["annotations"]["list"]]
+    filled = [
+        re.sub(r"\$(\w+)", lambda found: {"__rate_interval": "5m", "job": ".+", "instance": ".+"}[found[1]], each) for each in asked
+    ]
+    rules = [{"record": f"dashboard:{number}", "expr": expression} for number, expression in enumerate(filled)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    done = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yml")], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(asked)} rules found" in done.stdout
+
+
 def test_each_alert_is_tried() -> None:
     tried = yaml.safe_load(Path(__file__).with_name("alerts.test.yml").read_text())["tests"]
     fires = {each["alertname"] for test in tried for each in test["alert_rule_test"] if each["exp_alerts"]}

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -83,6 +84,30 @@ def test_streams_of_both_versions_are_whole(running: Running) -> None:
     assert [(each["current"], each["splits"][0]["fingerprint"]) for each in told["versions"][:2]] == [(True, new), (False, old)]
     assert told["versions"][1]["last_used_at"] is not None
     assert httpx.get(f"{running.url}/v1/splits/dev").json()["num_samples"] == 5
+
+
+def test_statistics_are_of_the_version_that_is_asked_for(running: Running) -> None:
+    old = current(running.url)
+    assert statistics(running.url, None)["fingerprint"] == old
+    new = running.renew()
+    for pinned, fingerprint in ((None, new), (old, old), (new, new)):
+        found = statistics(running.url, pinned)
+        assert found["fingerprint"] == fingerprint
+        norms = np.linalg.norm(running.embeddings[fingerprint], axis=1)
+        assert found["embeddings"]["norms"]["max"] == pytest.approx(norms.max())
+
+
+def statistics(url: str, pinned: str | None) -> dict[str, Any]:
+    """Once they are computed."""
+    replies: list[httpx.Response] = []
+
+    def is_there() -> bool:
+        replies.append(httpx.get(f"{url}/v1/splits/train/statistics", params={"fingerprint": pinned} if pinned else {}))
+        return replies[-1].status_code != 202
+
+    poll(is_there)
+    assert replies[-1].status_code == 200, replies[-1].text
+    return dict(replies[-1].json())
 
 
 def test_every_worker_has_the_new_data_when_the_reload_has_ended(running: Running) -> None:

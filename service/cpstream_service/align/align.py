@@ -125,7 +125,7 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget:
     num_by_head = 0
     roots: tuple[RootDifference, ...] = ()
     spellings: tuple[SpellingDifference, ...] = ()
-    if matches is None and len(row_of) == len(known[0]) and len(line_of) == len(known[1]) and row_of.keys() == line_of.keys():
+    if matches is None and len(row_of) == len(known[0]) and len(line_of) == len(known[1]) and _has_same_keys(row_of, line_of):
         ours = theirs = sorted(row_of)  # clean data: what follows would find the same, a second later for a million rows
         num_equal = len(ours)
     else:
@@ -140,8 +140,7 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget:
         num_by_head = len(ours) - num_equal if matches.head is not None else 0
         roots = root_differences(known, left, rule, matches.head, num_by_head)
         spellings = spelling_differences(left)
-    rows = np.fromiter(map(row_of.__getitem__, ours), np.int64, len(ours))
-    cps_at = np.fromiter(map(line_of.__getitem__, theirs), np.int64, len(theirs))
+    rows, cps_at = _looked_up(row_of, ours), _looked_up(line_of, theirs)
     rates = cps[cps_at]
     labels = {name: column[cps_at] for name, column in table.labels.items()}
     file_paths = theirs if rule.bare else ours  # what has no extension is no path
@@ -159,6 +158,17 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget:
         warnings=(*_warnings(file_paths, rates, zero[rows]), *_missing_labels(file_paths, labels)),
     )
     return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition, labels, listed)
+
+
+def _has_same_keys(row_of: dict[str, int], line_of: dict[str, int]) -> bool:
+    # In the same order, as one program writes both sides, they need not be looked up, each somewhere in memory.
+    return list(row_of) == list(line_of) or row_of.keys() == line_of.keys()
+
+
+def _looked_up(row_of: dict[str, int], keys: list[str]) -> npt.NDArray[np.int64]:
+    """The row of each key. (N,) int64."""
+    rows = row_of.values() if list(row_of) == keys else map(row_of.__getitem__, keys)
+    return np.fromiter(rows, np.int64, len(keys))
 
 
 def _left_out(row_of: dict[str, int], gone: Set[str], drops: Drops, side: Side) -> dict[str, int]:

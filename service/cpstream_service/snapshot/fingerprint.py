@@ -23,12 +23,15 @@ def split_fingerprint(
     cps: npt.NDArray[np.float32],
     file_paths: pa.StringArray,
     labels: Mapping[str, npt.NDArray[np.float32]] = MappingProxyType({}),
+    *,
+    max_threads: int = blake3.AUTO,
 ) -> str:
     """Hash of a split: its shape, embeddings in order as little-endian float32, cps likewise, paths, labels.
 
-    embeddings: the (N, D) array in pieces; file_paths: N strings whose offsets start at 0.
+    embeddings: the (N, D) array in pieces; file_paths: N strings whose offsets start at 0. max_threads: several earn nothing on
+    pieces of a few megabytes.
     """
-    digest = blake3(max_threads=blake3.AUTO)
+    digest = blake3(max_threads=max_threads)
     digest.update(np.array(shape, "<i8").tobytes())
     for piece in embeddings:
         digest.update(_bytes(piece))

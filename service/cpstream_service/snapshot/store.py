@@ -36,9 +36,9 @@ from cpstream_client.contract.wire import COLUMNS, columns_of
 from ..align.align import AlignedSplit
 from ..errors import InvalidParameter, shown
 from ..progress import Bar
-from ..sources.rows import rows_per_chunk
 from .dropped import write_dropped
 from .fingerprint import dataset_fingerprint, pieces, split_fingerprint
+from .gathered import gathered_ahead
 from .huge_pages import huge_page_writer
 from .synced import sync_folder, synced, written_back
 
@@ -236,21 +236,20 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     """Write one split's files. Returns its fingerprint."""
     count, dimension = len(split), split.dimension
     with synced(folder / EMBEDDINGS) as file, written_back(file), huge_page_writer(file) as out:
-        header = {"descr": "<f4", "fortran_order": False, "shape": (count, dimension)}
+        shape = count, dimension
+        header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
 
         def written() -> Iterator[npt.NDArray[np.float32]]:
-            rows = rows_per_chunk(dimension)
             name, phase = f"{split.name}: snapshot", f"writing split {split.name}"
             bar = Bar(None, name, count, phase=phase, unit=" rows", disable=None if progress else True, delay=2)
-            for low in range(0, count, rows):
-                piece = split.gather(low, min(low + rows, count)).astype("<f4", copy=False)
+            for piece in gathered_ahead(split):
                 out.write(piece.data)
                 yield piece
                 bar.update(len(piece))
             bar.close()
 
-        fingerprint = split_fingerprint((count, dimension), written(), split.cps, split.arrow_paths, split.labels)
+        fingerprint = split_fingerprint(shape, written(), split.cps, split.arrow_paths, split.labels, max_threads=1)
     with synced(folder / CPS) as file:
         np.save(file, split.cps.astype("<f4", copy=False))
     for name, values in split.labels.items():

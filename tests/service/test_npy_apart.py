@@ -18,8 +18,7 @@ from data import make_rows, npy_bytes, npy_of, write_npy
 from test_npy_shapes import EXTRAS, SHAPES
 
 from cpstream_service.errors import DataError
-from cpstream_service.sources.npy import read_npy
-from cpstream_service.sources.npy_reader import reader_ready
+from cpstream_service.sources.npy import read_npy, reading_npy
 from cpstream_service.sources.rows import SourceSplit
 
 MB = 1 << 20
@@ -216,21 +215,35 @@ class Busy:
     child: int
 
 
-@pytest.mark.parametrize("dies", [False, True])
-def test_a_process_that_is_ready_reads_one_file(tmp_path: Path, dies: bool) -> None:
+def test_a_file_that_is_being_read_already_is_read_once(tmp_path: Path) -> None:
     path = write_npy(tmp_path, FILES["lists"])
-    with reader_ready(progress=False):
-        (ready,) = children_of(os.getpid())
-        if dies:
-            os.kill(ready, signal.SIGKILL)
-            with pytest.raises(DataError, match="the process that read it was killed"):
-                read_npy(path)
-        for _ in range(2):  # the second time by a new one
-            assert held(read_npy(path)) == held(read_npy(path, apart=False))
-            assert is_gone(ready)
-    with reader_ready(progress=False):
-        (ready,) = children_of(os.getpid())
-    assert is_gone(ready), "nothing was to be read"
+    expected = held(read_npy(path, apart=False))
+    with reading_npy(path):
+        (begun,) = children_of(os.getpid())
+        assert held(read_npy(path)) == expected
+        assert is_gone(begun)
+        assert held(read_npy(path)) == expected, "by another one"
+    with reading_npy(path):
+        (begun,) = children_of(os.getpid())
+        assert list(read_npy(path, ("train",))) == ["train"], "what was begun is all splits"
+    assert is_gone(begun)
+
+
+def test_a_file_in_the_place_of_the_one_that_is_being_read_is_read_itself(tmp_path: Path) -> None:
+    path = write_npy(tmp_path, FILES["lists"])
+    other = write_npy(tmp_path / "other", {"train": make_rows(5, seed=1)})
+    with reading_npy(path):
+        other.replace(path)
+        assert read_npy(path)["train"].embeddings.shape == (5, 8)
+
+
+def test_what_is_wrong_with_a_file_is_said_where_it_is_asked_for(tmp_path: Path) -> None:
+    path = write_npy(tmp_path, FILES["lists"])
+    with reading_npy(tmp_path / "none.npy"), reading_npy(tmp_path), reading_npy(path):
+        (begun,) = children_of(os.getpid())
+        os.kill(begun, signal.SIGKILL)
+        with pytest.raises(DataError, match="the process that read it was killed"):
+            read_npy(path)
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from ..align.verdict import refuse
 from ..errors import DataError, SourceUnavailableError
 from ..progress import tell
 from ..settings import DataSettings
-from ..sources.read import reading_soon, source_files
+from ..sources.read import reading, source_files
 from ..sources.rows import gc_paused, rows_per_chunk
+from ..sources.tables import source_columns
 from .fingerprint import dataset_fingerprint, split_fingerprint
 from .inputs import Files, digest_of, hash_of, identity_of
 from .last_use import ONLY_CURRENT, Retention
@@ -129,8 +130,9 @@ class _Found:
 
 def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, until_written: ExitStack, progress: bool) -> _Found:
     files = Files.of(settings)
-    if next(settings.snapshot_dir.glob(PLACED), None) is None:
-        until_written.enter_context(reading_soon(settings, progress=progress))
+    if not any(path for pattern in (PLACED, ".lock-*") for path in settings.snapshot_dir.glob(pattern)):
+        # It will have to be read, and nobody else is at it: there is no need to know its hash first.
+        until_written.enter_context(reading(settings, columns=source_columns(settings), progress=progress))
     key = files.key(identity, settings.snapshot_dir, forget)
     target = settings.snapshot_dir / key
     notes = []

@@ -5,7 +5,8 @@ The same dict in an array of one element is read, too, and a flat list of rows t
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -14,7 +15,7 @@ import numpy as np
 from ..errors import DataError
 from .counted import Counted
 from .formats import HEAD_BYTES, check_npy, read_npy_header
-from .npy_apart import read_apart
+from .npy_apart import read_apart, reading_begun
 from .npy_content import LAYOUT, UnreadableError, read_content, truncated
 from .regular import open_regular
 from .rows import SourceSplit
@@ -30,10 +31,7 @@ def read_npy(
     apart: in a process of its own, so that a crafted file takes no more memory and time than npy_apart.py allows, and harms nobody.
     Raises DataError when the file is missing, empty, truncated, hostile, or laid out otherwise, or lacks a split.
     """
-    with open_regular(path, f"the folder that holds {FILE_NAME}") as file:
-        check_npy(path, file.peek(HEAD_BYTES)[:HEAD_BYTES], LAYOUT)  # type: ignore[attr-defined] # it is a BufferedReader
-        _read_header(path, file)
-        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # past what the buffer has read
+    with _opened(path) as file:
         if apart:
             return read_apart(path, file, splits, columns, progress)
         raw: io.RawIOBase = Counted(file.fileno(), path.name) if progress else io.FileIO(file.fileno(), closefd=False)
@@ -42,6 +40,25 @@ def read_npy(
                 return read_content(raw, splits, columns, progress=progress)
         except UnreadableError as error:
             raise DataError(f"{path}{error}") from None
+
+
+@contextmanager
+def reading_npy(path: Path, splits: Sequence[str] = (), columns: Sequence[str] = (), *, progress: bool = False) -> Iterator[None]:
+    """Within, read_npy of the same has begun, in its process. What is wrong with the file is said by read_npy alone."""
+    with ExitStack() as stack:
+        with suppress(DataError):
+            stack.enter_context(reading_begun(path, stack.enter_context(_opened(path)), splits, columns, progress))
+        yield
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The open file, its descriptor where the pickle begins. Raises DataError where there is none."""
+    with open_regular(path, f"the folder that holds {FILE_NAME}") as file:
+        check_npy(path, file.peek(HEAD_BYTES)[:HEAD_BYTES], LAYOUT)  # type: ignore[attr-defined] # it is a BufferedReader
+        _read_header(path, file)
+        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # past what the buffer has read
+        yield file
 
 
 def _read_header(path: Path, file: IO[bytes]) -> None:

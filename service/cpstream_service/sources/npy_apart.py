@@ -7,62 +7,124 @@ that reads it (a key nested deeper than the stack). Checking its opcodes first, 
 import os
 import signal
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ..errors import DataError
 from ..progress import telling
-from .file_rows import stamp_of
+from .file_rows import Stamp, stamp_of
 from .handover import take_over
 from .limits import cpu_limit, memory_limit
 from .npy_content import LAYOUT
-from .npy_reader import may_show, take_reader
+from .npy_reader import Reader, may_show
 from .rows import SourceSplit
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A file that a process is reading. stamp: as it was found."""
+
+    reader: Reader
+    task: dict[str, Any]
+    source: IO[bytes]
+    target: IO[bytes]
+    stamp: Stamp
+
+    def is_of(self, source: IO[bytes], splits: Sequence[str], columns: Sequence[str]) -> bool:
+        wish = {"splits": list(splits), "columns": list(columns)}
+        return os.path.sameopenfile(self.source.fileno(), source.fileno()) and self.task.items() >= wish.items()
+
+
+_begun: ContextVar[_Begun | None] = ContextVar("begun", default=None)
+
+
+@contextmanager
+def reading_begun(path: Path, source: IO[bytes], splits: Sequence[str], columns: Sequence[str], progress: bool) -> Iterator[None]:
+    """Within, a process reads an open file, and read_apart, asked for the same, waits for that one."""
+    stamp = stamp_of(source.fileno())
+    with ExitStack() as stack:
+        target = stack.enter_context(_file_in_memory())
+        task = _task(path, source, target, splits, columns, progress)
+        try:
+            reader = stack.enter_context(Reader(shows=task["progress"]))
+        except OSError:  # said where it is to be read
+            yield
+            return
+        reader.begin(task, (source.fileno(), target.fileno()))
+        token = _begun.set(_Begun(reader, task, source, target, stamp))
+        try:
+            yield
+        finally:
+            _begun.reset(token)
 
 
 def read_apart(
     path: Path, source: IO[bytes], splits: Sequence[str], columns: Sequence[str], progress: bool
 ) -> dict[str, SourceSplit]:
     """What npy_content.read_content gives for an open file, whose descriptor stands where its pickle begins. Raises DataError."""
-    size, stamp = os.fstat(source.fileno()).st_size, stamp_of(source.fileno())
+    begun = _begun.get()
+    if begun is not None and begun.is_of(source, splits, columns):
+        _begun.set(None)
+        with _telling(path, source):
+            status = begun.reader.wait()
+        return _taken_over(path, status, begun.task, begun.source, begun.target, begun.stamp)
+    stamp = stamp_of(source.fileno())
     with _file_in_memory() as target:
-        task = {
-            "source": source.fileno(),
-            "target": target.fileno(),
-            "name": path.name,
-            "splits": list(splits),
-            "columns": list(columns),
-            "progress": may_show(progress),
-            "memory_bytes": memory_limit(size),
-            "cpu_s": cpu_limit(size),
-        }
-        status = _run(path, task, (source.fileno(), target.fileno()))
-        if status == 0:
-            try:
-                found = take_over(target.fileno(), source.fileno(), str(path), stamp)
-            except (ValueError, LookupError, OSError) as error:
-                raise DataError(f"{path}: the process that read it handed over something else ({error}); start again") from None
-            if isinstance(found, str):
-                raise DataError(f"{path}{found}")
-            return found
-    raise DataError(f"{path}: {_death(status, task)}")
+        task = _task(path, source, target, splits, columns, progress)
+        with _telling(path, source):
+            status = _run(path, task, (source.fileno(), target.fileno()))
+        return _taken_over(path, status, task, source, target, stamp)
 
 
-def _run(path: Path, task: dict[str, object], descriptors: tuple[int, ...]) -> int:
+def _task(
+    path: Path, source: IO[bytes], target: IO[bytes], splits: Sequence[str], columns: Sequence[str], progress: bool
+) -> dict[str, Any]:
+    size = os.fstat(source.fileno()).st_size
+    return {
+        "source": source.fileno(),
+        "target": target.fileno(),
+        "name": path.name,
+        "splits": list(splits),
+        "columns": list(columns),
+        "progress": may_show(progress),
+        "memory_bytes": memory_limit(size),
+        "cpu_s": cpu_limit(size),
+    }
+
+
+def _run(path: Path, task: dict[str, Any], descriptors: tuple[int, ...]) -> int:
     """Exit status of the process, which never outlives this one. descriptors: of the source and the target."""
     try:
-        reader = take_reader(shows=bool(task["progress"]))
+        reader = Reader(shows=task["progress"])
     except OSError as error:
         raise DataError(f"{path}: cannot start a process to read it: {error.strerror}; free memory or raise ulimit -u") from None
-    size = max(1, os.fstat(descriptors[0]).st_size)
+    with reader:
+        reader.begin(task, descriptors)
+        return reader.wait()
 
-    def phase() -> str:  # the open file is one for both processes, and so is the place to which it has been read
-        return f"reading {path.name}: {min(100, 100 * os.lseek(descriptors[0], 0, os.SEEK_CUR) // size)} %"
 
-    with reader, telling(phase):
-        return reader.run(task, descriptors)
+def _telling(path: Path, source: IO[bytes]) -> AbstractContextManager[None]:
+    size = max(1, os.fstat(source.fileno()).st_size)
+    # The open file is one for both processes, and so is the place to which it has been read.
+    return telling(lambda: f"reading {path.name}: {min(100, 100 * os.lseek(source.fileno(), 0, os.SEEK_CUR) // size)} %")
+
+
+def _taken_over(
+    path: Path, status: int, task: dict[str, Any], source: IO[bytes], target: IO[bytes], stamp: Stamp
+) -> dict[str, SourceSplit]:
+    if status != 0:
+        raise DataError(f"{path}: {_death(status, task)}")
+    try:
+        found = take_over(target.fileno(), source.fileno(), str(path), stamp)
+    except (ValueError, LookupError, OSError) as error:
+        raise DataError(f"{path}: the process that read it handed over something else ({error}); start again") from None
+    if isinstance(found, str):
+        raise DataError(f"{path}{found}")
+    return found
 
 
 def _file_in_memory() -> IO[bytes]:
@@ -71,7 +133,7 @@ def _file_in_memory() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
-def _death(status: int, task: dict[str, object]) -> str:
+def _death(status: int, task: dict[str, Any]) -> str:
     """What a process that ended by itself died of."""
     again = f"write it again, with arrays and str paths alone: {LAYOUT}"
     if status == -signal.SIGXCPU:

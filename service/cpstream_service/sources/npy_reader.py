@@ -1,13 +1,11 @@
-"""The process that reads a numpy_embs.npy, from its start on: its imports are done by the time that it has something to read."""
+"""The process that reads a numpy_embs.npy, as the one that starts it sees it."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from contextlib import suppress
 
 _CODE = (
     "import json, signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); sys.path[:] = json.loads(sys.argv[1]); "
@@ -16,7 +14,7 @@ _CODE = (
 
 
 class Reader:
-    """A process that waits for its task. It has gone when the block ends.
+    """A process that waits for its task, while it imports what it needs. It has gone when the block ends.
 
     shows: whether it may write to the terminal. Raises OSError where no process can be started.
     """
@@ -37,12 +35,15 @@ class Reader:
                 self._socket.close()
                 raise
 
-    def run(self, task: dict[str, object], descriptors: tuple[int, ...]) -> int:
-        """Its exit status, when it has done the task. descriptors: of the source and the target."""
+    def begin(self, task: dict[str, object], descriptors: tuple[int, ...]) -> None:
+        """Have it do the task. descriptors: of the source and the target."""
         with suppress(ConnectionError):  # where it has died, its exit status says of what
             socket.send_fds(self._socket, [b"0"], descriptors)
             self._socket.sendall(json.dumps(task).encode())
             self._socket.shutdown(socket.SHUT_WR)
+
+    def wait(self) -> int:
+        """Its exit status, when it has done the task."""
         return self._process.wait()
 
     def __enter__(self) -> "Reader":
@@ -54,32 +55,6 @@ class Reader:
         self._process.wait()
 
 
-_ready: ContextVar[Reader | None] = ContextVar("ready", default=None)
-
-
 def may_show(progress: bool) -> bool:
     """Whether a process may write how far it is to the terminal: where there is one."""
     return progress and sys.stderr is not None and sys.stderr.isatty()
-
-
-@contextmanager
-def reader_ready(progress: bool) -> Iterator[None]:
-    """Within, the next file is read by a process that has been started now."""
-    try:
-        reader = Reader(shows=may_show(progress))
-    except OSError:  # said when there is something to read
-        yield
-        return
-    with reader:
-        token = _ready.set(reader)
-        try:
-            yield
-        finally:
-            _ready.reset(token)
-
-
-def take_reader(*, shows: bool) -> Reader:
-    """The one that is ready, or a new one."""
-    reader = _ready.get()
-    _ready.set(None)  # it reads one file
-    return reader or Reader(shows=shows)

@@ -1,15 +1,14 @@
 """The embeddings and the CPS tables that the settings name: each kind of source by its own module."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
 from ..settings import DataSettings
 from ..text import listed
-from .npy import FILE_NAME, read_npy
-from .npy_reader import reader_ready
+from .npy import FILE_NAME, read_npy, reading_npy
 from .places import places
 from .rows import ALL, SourceSplit
 
@@ -76,9 +75,12 @@ _KINDS: dict[str, Callable[[], Kind]] = {"npy": _npy, "npy-folder": _npy_folder,
 """By --source-type; each module is imported when it is used."""
 
 
-def reading_soon(settings: DataSettings, *, progress: bool = False) -> AbstractContextManager[None]:
-    """Within, what takes its time before the source can be read has begun."""
-    return reader_ready(progress) if settings.source_type == "npy" else nullcontext()
+def reading(settings: DataSettings, *, columns: Sequence[str] = (), progress: bool = False) -> AbstractContextManager[None]:
+    """Within, read_source of the same has begun, where that is a process of its own. It says what is wrong, nothing here does."""
+    if settings.source_type == "npy" and settings.source_path is not None and "{split}" not in str(settings.source_path):
+        with suppress(DataError):
+            return reading_npy(npy_file(settings.source_path), settings.splits, columns, progress=progress)
+    return nullcontext()
 
 
 def read_source(settings: DataSettings, *, columns: Sequence[str] = (), progress: bool = False) -> dict[str, SourceSplit]:

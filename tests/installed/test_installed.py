@@ -144,3 +144,17 @@ def test_ingest_and_a_start_from_chroma(folder: Path, url: str) -> None:
 def test_pages(folder: Path, url: str, path: str) -> None:
     program = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1]).status)"
     assert run(folder, PYTHON, "-c", program, url + path) == "200\n"
+
+
+def test_the_page_has_its_files(folder: Path, url: str) -> None:
+    program = """
+import re, sys
+from urllib.request import Request, urlopen
+
+page = urlopen(Request(sys.argv[1], headers={"Accept": "text/html"})).read().decode()
+files = re.findall(r'"(page/static/[^"]+)"', page)
+for file in files:
+    assert len(urlopen(sys.argv[1] + file).read()) > 50, file
+print(*sorted({file.rpartition("/")[2] for file in files}))
+"""
+    assert {"page.css", "page.js", "icon.svg", "plotly.min.js"} <= set(run(folder, PYTHON, "-c", program, f"{url}/").split())

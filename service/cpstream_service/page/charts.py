@@ -21,9 +21,17 @@ def label(text: str) -> str:
     return shown(text, _NAME).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def figure(traces: Sequence[Figure], x: str, y: str, *, y_axis: Mapping[str, Any] | None = None, **layout: Any) -> Figure:
+def figure(
+    traces: Sequence[Figure],
+    x: str,
+    y: str,
+    *,
+    x_axis: Mapping[str, Any] | None = None,
+    y_axis: Mapping[str, Any] | None = None,
+    **layout: Any,
+) -> Figure:
     """Traces with the titles of both axes."""
-    axes = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, **(y_axis or {})}}
+    axes = {"xaxis": {"title": {"text": x}, **(x_axis or {})}, "yaxis": {"title": {"text": y}, **(y_axis or {})}}
     return {"data": list(traces), "layout": {**axes, **layout}}
 
 
@@ -89,4 +97,4 @@ def deciles(found: Mapping[str, Sequence[Decile]]) -> Figure:
         for at, (name, each) in enumerate(found.items())
     ]
     x = "Tenths of the recordings, from slow to fast speech"
-    return figure(traces, x, "Mean absolute error", y_axis={"rangemode": "tozero"})
+    return figure(traces, x, "Mean absolute error", y_axis={"rangemode": "tozero"}, x_axis={"dtick": 1})

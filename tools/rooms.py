@@ -61,6 +61,7 @@ LADDER = (
     "cpstream_service.stalls",
     "cpstream_service.upgrades",
     "cpstream_service.crowd",
+    "cpstream_service.accepting",
     "cpstream_service.connections",
     "cpstream_service.hangup",
     "cpstream_service.credentials",

@@ -1,17 +1,13 @@
 """What one connection may cost: the head of a request is bounded in bytes, lines and time, a reply that nobody takes in time.
 
-uvicorn's httptools protocol has no such bounds, and at the limit of open files asyncio logs a traceback for each try to accept.
+uvicorn's httptools protocol has no such bounds. How connections are accepted: accepting.py.
 """
 
 import asyncio
 import contextlib
-import errno
 import logging
-import math
-import resource
-import select
 import socket
-from asyncio import Transport, sslproto
+from asyncio import Transport
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from ipaddress import ip_address, ip_network
@@ -22,7 +18,7 @@ from httptools import HttpParserError
 
 from .api.forgetting import SENDER
 from .batches.pace import PACE, Pace
-from .crowd import Seldom, crowd_of
+from .crowd import crowd_of
 from .proxy_protocol import read_preface
 from .stalls import StallWatch, reset, unacknowledged
 from .upgrades import HttpOnly
@@ -38,14 +34,11 @@ HEAD_TIMEOUT_S = 60.0
 UNSENT_BYTES = 128 * 1024
 """That the kernel takes ahead for a reader that has not shown that it reads. Later it takes megabytes, and so asks for more less
 often."""
-_ENCRYPTED_BYTES = 256 * 1024
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _NOT_HTTP = (
     b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 30\r\nconnection: close\r\n\r\n"
     b"Invalid HTTP request received."
 )
-_ACCEPTED_A_TICK, _LONG_TICK_S = 32, 0.001
-_NO_MORE_FILES = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class Connection(HttpOnly):
@@ -62,7 +55,7 @@ class Connection(HttpOnly):
     def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
         super().__init__(*args, **named)
         self._stall_timeout_s, self._trusted_proxies = stall_timeout_s, trusted_proxies
-        self._crowd = crowd_of(self.server_state)
+        self._crowd = crowd_of(self.loop)
         self._found_by = ref(self)
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
@@ -76,11 +69,12 @@ class Connection(HttpOnly):
             self._preface = b""
         self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
         self._crowd.silent.add(peer, self)
-        if len(self.connections) > self._crowd.silent.most and self._crowd.silent.make_room(self):
+        if self._crowd.is_full() and self._crowd.silent.make_room(self):
             self._crowd.tell(
                 "closed %d connections that asked nothing, as there may be no more than %d; raise ulimit -n (LimitNOFILE)",
                 self._crowd.silent.most,
             )
+        self._crowd.count += 1
 
     def is_sending(self) -> bool:
         """Whether a reply may not have reached the other end yet, or not all of it."""
@@ -98,6 +92,7 @@ class Connection(HttpOnly):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.count -= 1
         self._crowd.silent.discard(self._stalls.peer, self)
         self._head_done()
         self._stalls.close()
@@ -221,78 +216,3 @@ def is_within(host: str, networks: Sequence[str]) -> bool:
     except ValueError:  # a Unix socket
         return False
     return any((getattr(address, "ipv4_mapped", None) or address) in ip_network(network) for network in networks)
-
-
-class _Tls(sslproto.SSLProtocol):
-    """asyncio's own, which tells the other end why a handshake failed: it would only close, and a client take that for a fault.
-
-    A chunk is encrypted and handed on a piece at a time: a whole one would leave the processor's cache in between.
-    """
-
-    def _on_handshake_complete(self, error):  # type: ignore[no-untyped-def]
-        if error is not None:
-            self._process_outgoing()  # type: ignore[attr-defined] # OpenSSL has left an alert there
-        super()._on_handshake_complete(error)
-
-    def _write_appdata(self, list_of_data):  # type: ignore[no-untyped-def]
-        for data in list_of_data:
-            view = memoryview(data)
-            for at in range(0, len(view), _ENCRYPTED_BYTES):
-                super()._write_appdata([view[at : at + _ENCRYPTED_BYTES]])  # type: ignore[list-item]
-
-
-class EventLoop(asyncio.SelectorEventLoop):
-    """asyncio's own loop, which stops to accept where it cannot, and says once a second why.
-
-    asyncio would try as often as the backlog is long. At the limit of open files each of these tries logs a traceback and begins a
-    series of tries of its own a second later: more and more of them, until nothing else is done. One connection is accepted a tick,
-    so that idle workers have a share of those that come at once; after a tick as long as those of a busy loop, 32.
-    """
-
-    _left_waiting_s = math.inf
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._full = Seldom()
-
-    def _start_serving(  # type: ignore[no-untyped-def]
-        self, protocol_factory, sock, sslcontext=None, server=None, backlog=100, *timeouts
-    ) -> None:
-        super()._start_serving(protocol_factory, sock, sslcontext, server, 1, *timeouts)  # type: ignore[misc]
-
-    def _accept_connection(  # type: ignore[no-untyped-def]
-        self, protocol_factory, sock, sslcontext=None, server=None, backlog=1, *timeouts
-    ) -> None:
-        waiting = select.poll()
-        waiting.register(sock, select.POLLIN)
-        for _ in range(_ACCEPTED_A_TICK if self.time() - self._left_waiting_s > _LONG_TICK_S else 1):
-            super()._accept_connection(protocol_factory, sock, sslcontext, server, 1, *timeouts)  # type: ignore[misc]
-            may_go_on = sock.fileno() in self._selector.get_map()  # type: ignore[attr-defined]
-            if not may_go_on or not waiting.poll(0):
-                self._left_waiting_s = math.inf
-                return
-        self._left_waiting_s = self.time()
-
-    def _make_ssl_transport(self, *arguments, **named):  # type: ignore[no-untyped-def]
-        transport = super()._make_ssl_transport(*arguments, **named)  # type: ignore[misc]
-        transport._ssl_protocol.__class__ = _Tls
-        return transport
-
-    def call_exception_handler(self, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        if not (isinstance(error, OSError) and error.errno in _NO_MORE_FILES):
-            super().call_exception_handler(context)
-        elif self._full.count():
-            logger.error(
-                "cannot accept connections: %s; new ones wait until others close; raise ulimit -n (LimitNOFILE, now %d)",
-                error.strerror,
-                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            )
-
-
-def raise_open_files_limit() -> None:
-    """Raise the soft limit of open files to the hard one, for this process and its workers."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # a hard limit of "unlimited" is more than some kernels take
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,4 +1,4 @@
-"""What the connections of one server know of each other: whose heads were refused of late, and which connections ask nothing."""
+"""What the connections of one event loop know of each other: whose heads were refused of late, and which of them ask nothing."""
 
 import asyncio
 import logging
@@ -14,6 +14,9 @@ logger = logging.getLogger("cpstream.service")
 
 REFUSED_EVERY_S = 0.05
 """Of one client. A head that is refused takes half a millisecond, of which an answer at once would bring the next."""
+CHANGED_EVERY_S = 0.005
+CHANGES_WAITING = 32
+"""New connections of one client, at most: each is an open file."""
 MOST_S = 30.0
 _REMEMBERED = 1024
 _SPARE_FILES = 160
@@ -33,6 +36,29 @@ class Refusals:
         if len(self._free) > _REMEMBERED:
             del self._free[next(iter(self._free))]
         return min(at - now, MOST_S)
+
+
+class Changes:
+    """When new connections of a client's may take the places of its own older ones, where there may be no more.
+
+    Each costs a third of a millisecond, and whoever lost its place may come again at once. So `most` may at once, as after an
+    epoch of many workers, and later ones CHANGED_EVERY_S after each other.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._free: dict[str, float] = {}  # when each client's next one may be, the latest last
+
+    def wait_s(self, client: str, now: float) -> float | None:
+        """Seconds to wait before the next one takes a place; None if others of the client's wait already, as many as may."""
+        at = max(now - (self._most - 1) * CHANGED_EVERY_S, self._free.get(client, 0.0))
+        if at - now > CHANGES_WAITING * CHANGED_EVERY_S:
+            return None
+        self._free.pop(client, None)
+        self._free[client] = at + CHANGED_EVERY_S
+        if len(self._free) > _REMEMBERED:
+            del self._free[next(iter(self._free))]
+        return max(0.0, at - now)
 
 
 class Starts:
@@ -84,6 +110,10 @@ class Silent(Generic[T]):
         if not found:
             self._of.pop(client, None)
 
+    def has_most(self, client: str) -> bool:
+        """Whether it is this client's that would give way."""
+        return client in self._of and len(self._of[client]) == max(map(len, self._of.values()))
+
     def make_room(self, newest: T) -> bool:
         """Close one, but not the newest. Whether there was one to close."""
         for client in sorted(self._of, key=lambda client: -len(self._of[client])):
@@ -116,10 +146,12 @@ class Seldom:
 
 
 class Crowd:
-    """What the connections of one server share."""
+    """What the connections of one event loop share. count: of those that are open."""
 
     def __init__(self) -> None:
         self.refusals, self.silent, self.starts = Refusals(), Silent[Closable](), Starts()
+        self.changes = Changes(self.silent.most)
+        self.count = 0
         self._seldom: defaultdict[str, Seldom] = defaultdict(Seldom)
 
     def tell(self, what: str, *limit: int) -> None:
@@ -127,13 +159,22 @@ class Crowd:
         if count := self._seldom[what].count():
             logger.warning(what, count, *limit)
 
+    def is_full(self) -> bool:
+        return self.count >= self.silent.most
+
+    def wait_s(self, client: str, now: float) -> float | None:
+        """Seconds for which a connection of this client's that has just come must wait; None where it is to be refused."""
+        if not self.is_full() or not self.silent.has_most(client):
+            return 0.0
+        return self.changes.wait_s(client, now)
+
 
 _crowds: "WeakKeyDictionary[object, Crowd]" = WeakKeyDictionary()
 
 
-def crowd_of(server: object) -> Crowd:
-    """That of the connections which have this state of their server."""
-    found = _crowds.get(server)
+def crowd_of(loop: object) -> Crowd:
+    """That of the connections of this event loop."""
+    found = _crowds.get(loop)
     if found is None:
-        found = _crowds[server] = Crowd()
+        found = _crowds[loop] = Crowd()
     return found

@@ -1,6 +1,8 @@
 """From settings to a running service: bind, load, listen, and stop cleanly."""
 
+import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -17,10 +19,11 @@ from fastapi import FastAPI
 
 from cpstream_client.files import writable_by_others
 
+from .accepting import raise_open_files_limit
 from .api.drain import END_SIGNALS
 from .api.metrics import MULTIPROCESS_DIR
 from .app import create_app
-from .connections import Connection, raise_open_files_limit
+from .connections import HEAD_TIMEOUT_S, Connection
 from .credentials import Credentials, readable_by_others
 from .hangup import Hangup
 from .logs import logging_config, logging_to_stderr
@@ -152,7 +155,7 @@ def _config(factory: partial[FastAPI], settings: ServeSettings, credentials: Cre
         factory=True,
         workers=settings.workers,
         # Not uvloop: it is no faster here, and keeps the GIL from other threads while the kernel copies a chunk.
-        loop="cpstream_service.connections:EventLoop",
+        loop="cpstream_service.accepting:EventLoop",
         http=partial(Connection, stall_timeout_s=settings.stall_timeout_s, trusted_proxies=settings.trusted_proxies),
         ws="none",
         backlog=BACKLOG,
@@ -182,8 +185,13 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def listen(sock: socket.socket) -> None:
-    """Open the socket for connections. Raises CannotStart."""
+    """Open the socket for connections. Raises CannotStart.
+
+    A connection is the kernel's alone until its client has said something: one that is silent costs no open file.
+    """
     try:
+        with contextlib.suppress(AttributeError, OSError):  # no Linux
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(HEAD_TIMEOUT_S))
         sock.listen(BACKLOG)
     except OSError as error:  # another process came first since bind
         host, port = sock.getsockname()[:2]

@@ -8,7 +8,9 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,8 @@ from conftest import DEMO_DATA, bound, poll, stalled_stream
 
 from cpstream_client import Client
 from cpstream_service import connections
-from cpstream_service.crowd import MOST_S, REFUSED_EVERY_S, Refusals, Starts
+from cpstream_service.accepting import EventLoop
+from cpstream_service.crowd import CHANGED_EVERY_S, MOST_S, REFUSED_EVERY_S, Changes, Refusals, Starts
 
 
 @contextmanager
@@ -75,6 +78,17 @@ def test_at_the_limit_of_open_files_the_log_stays_short_and_the_service_comes_ba
         assert log.read_text().count("cannot accept") < 60  # a line a second, not hundreds
 
 
+def test_connections_that_are_silent_cost_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path, open_files=512) as (url, log), ExitStack() as stack:
+        silent = [stack.enter_context(closing(connect(url, "127.0.0.2"))) for _ in range(1000)]
+        assert _answers(url)
+        assert Client(url).split("train").num_samples == 1800
+        assert not select.select([sock for sock in silent if sock.fileno() < 1024], [], [], 0)[0]  # none was closed
+        assert "connections" not in log.read_text()
+        silent[0].sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")  # one that was made ahead of its first request
+        assert silent[0].recv(12) == b"HTTP/1.1 200"
+
+
 def test_connections_that_ask_nothing_give_way_and_no_others(tmp_path: Path) -> None:
     with serving(tmp_path, open_files=512) as (url, log), ExitStack() as stack:
         streaming = stack.enter_context(stalled_stream(url, "/v1/splits/train/embeddings.npy"))
@@ -85,7 +99,9 @@ def test_connections_that_ask_nothing_give_way_and_no_others(tmp_path: Path) -> 
             between.request("GET", "/v1/splits")  # and then nothing for a while, as a trainer between two epochs
             assert between.getresponse().read()
             kept.add(between.sock)
-            silent += [stack.enter_context(closing(connect(url, "127.0.0.2"))) for _ in range(300)]
+            for _ in range(300):
+                silent.append(stack.enter_context(closing(connect(url, "127.0.0.2"))))
+                silent[-1].sendall(b"G")  # or the kernel keeps it to itself
             assert _answers(url)
         assert len(kept) == 1
         are_closed = [bool(select.select([sock], [], [], 0)[0]) for sock in silent]
@@ -101,7 +117,7 @@ def test_connections_that_ask_nothing_give_way_and_no_others(tmp_path: Path) -> 
 def test_the_soft_limit_of_open_files_is_raised() -> None:
     code = (
         "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (99, r.getrlimit(r.RLIMIT_NOFILE)[1]));"
-        "from cpstream_service.connections import raise_open_files_limit as go; go(); soft, hard = r.getrlimit(r.RLIMIT_NOFILE);"
+        "from cpstream_service.accepting import raise_open_files_limit as go; go(); soft, hard = r.getrlimit(r.RLIMIT_NOFILE);"
         "print(soft == hard)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -174,6 +190,47 @@ def test_heads_that_are_refused_are_answered_ever_later_to_the_same_client() -> 
     assert refusals.wait_s("a", 100.0 + 2 * MOST_S) == 0
 
 
+def test_a_client_whose_connections_take_each_others_places_waits_and_is_then_refused() -> None:
+    changes = Changes(100)
+    waits = [changes.wait_s("a", 1000.0) for _ in range(1000)]
+    assert waits[:100] == [0.0] * 100  # as many as there may be, at once
+    assert waits[100:132] == pytest.approx([CHANGED_EVERY_S * n for n in range(1, 33)])
+    assert set(waits[132:]) == {None}
+    assert changes.wait_s("b", 1000.0) == 0.0
+    assert changes.wait_s("a", 1000.0 + CHANGED_EVERY_S) == pytest.approx(32 * CHANGED_EVERY_S)  # the refused cost nobody a place
+    assert changes.wait_s("a", 2000.0) == 0.0
+
+
+def test_one_who_makes_connections_anew_for_ever_keeps_nobody_else_out(tmp_path: Path) -> None:
+    """Each says so much that it is accepted, and no more; what was closed is made again at once."""
+    with serving(tmp_path, open_files=200) as (url, log), ExitStack() as stack:
+        over = stack.enter_context(ThreadPoolExecutor(1)).submit(_wear_out, url, lambda: "refused" in log.read_text())
+        while not over.done():
+            assert _answers(url)
+        assert over.result() > 100
+        assert Client(url).split("train").num_samples == 1800
+        assert "of clients whose own take each other's places" in log.read_text()
+        assert "Traceback" not in log.read_text()
+
+
+def _wear_out(url: str, is_over: Callable[[], bool]) -> int:
+    """Keep 150 connections, made anew when they are closed, until it is over. Returns how many were closed."""
+    closed, deadline = 0, time.monotonic() + 60
+    kept: list[socket.socket] = []
+    while not is_over() and time.monotonic() < deadline:
+        while len(kept) < 150:
+            kept.append(connect(url, "127.0.0.2"))
+            kept[-1].sendall(b"G")
+        gone = select.select(kept, [], [], 0.01)[0]
+        closed += len(gone)
+        kept = [sock for sock in kept if sock not in gone]
+        for sock in gone:
+            sock.close()
+    for sock in kept:
+        sock.close()
+    return closed
+
+
 def test_requests_of_one_client_begin_in_turn_and_in_order() -> None:
     begun: list[tuple[str, int]] = []
 
@@ -228,7 +285,7 @@ def test_connections_wait_for_few_ticks_of_a_busy_loop(tick_s: float) -> None:
     """Ticks of a loop that serves streams take milliseconds; one that has nothing to do leaves some to other workers."""
     made = ticks = 0
 
-    class Clocked(connections.EventLoop):
+    class Clocked(EventLoop):
         def time(self) -> float:
             return ticks * tick_s
 

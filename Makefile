@@ -23,7 +23,7 @@ PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-lowest test-frameworks lint format bench fuzz soak lock dist image sbom
+.PHONY: help serve test test-browser test-lowest test-frameworks screenshots lint format bench fuzz soak lock dist image sbom
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ serve: $(VENV)/.service $(VENV)/.client ## Serve the bundled demo data on http:/
 
 test: $(VENV)/.dev $(VENV)/.helm ## Run all tests, with coverage (ARGS, JOBS)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --cov --cov-report=term $(ARGS)
+
+test-browser: $(VENV)/.dev ## Drive the pages in a headless Chromium, where there is one; pictures go to build/screenshots (ARGS)
+	$(BIN)/python -m pytest tests/browser -m browser $(ARGS)
 
 test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versions that pyproject.toml allows (ARGS)
 	INSTALLED_PYTHON=$(abspath $(VENV)/lowest/bin/python) $(BIN)/python -m pytest tests/installed $(ARGS)

@@ -6,6 +6,7 @@
     run_server  run_server(**serve_settings) -> Server: a service of one's own, stopped when the test ends;
                 snapshot=, stale_reason= replace the demo's
     large       a source whose batches no socket buffer swallows, for a command of its own
+    chromium    a real browser, headless; its tests are skipped where there is none
     forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
     long_path   every path needs as many connections as there may be, and requests are small; the Flow of each iteration
@@ -23,6 +24,8 @@ Helpers, by `from conftest import ...`:
 
 import asyncio
 import multiprocessing
+import os
+import shutil
 import socket
 import threading
 import time
@@ -186,6 +189,18 @@ def forkserver() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["cpstream_client.torch"])
     return context
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Playwright's Browser. Its event loop runs in this thread until the last test has ended."""
+    api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("there is no Chromium (Debian, Ubuntu: apt-get install chromium)")
+    options = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)  # which its sandbox does not run as
+    with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=options) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

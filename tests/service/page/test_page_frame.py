@@ -15,7 +15,17 @@ from looked_at import LookedAt
 from cpstream_client.contract import wire
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"}
-PAGES = ("/", "/page/splits/train", "/page/splits/nothing", "/page/nothing")
+PAGES = (
+    "/",
+    "/page/splits/train",
+    "/page/splits/train/rows",
+    "/page/splits/train/samples/3",
+    "/page/splits/train/runs",
+    "/page/versions",
+    "/page/live",
+    "/page/splits/nothing",
+    "/page/nothing",
+)
 
 
 @pytest.fixture(scope="module")

@@ -88,8 +88,8 @@ def test_a_run(http: httpx.Client, reports: dict[str, RunReport], snapshot: Snap
     assert report.folders[0].folder in page.text
     scatter = json.loads(page.data[0])
     points = http.get("/v1/splits/dev/predictions/half.bad/points").json()
-    assert scatter["data"][0]["x"] == points["cps"]
-    assert scatter["data"][0]["y"] == points["predicted"]
+    np.testing.assert_allclose(scatter["data"][0]["x"], points["cps"], atol=5e-4)
+    np.testing.assert_allclose(scatter["data"][0]["y"], points["predicted"], atol=5e-4)
     assert scatter["data"][0]["customdata"] == [[index] for index in points["index"]]
     assert http.get(f"/{scatter['opens']}{points['index'][0]}").status_code == 200
     guide = scatter["data"][1]

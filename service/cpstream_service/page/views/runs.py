@@ -8,7 +8,7 @@ from cpstream_client.contract.figures import Baseline
 from cpstream_client.contract.predictions import Run, RunPoints, RunReport, Unmatched
 
 from .. import charts
-from ..render import Frame, number, render
+from ..render import Frame, render
 from .client import literal
 
 FOLDERS_SHOWN, WORST_SHOWN = 20, 15
@@ -64,14 +64,10 @@ def scatter(points: RunPoints) -> charts.Figure:
         "type": "scatter",
         "mode": "markers",
         "name": "recordings",
-        "x": list(points.cps),
-        "y": list(points.predicted),
+        "x": [round(cps, 3) for cps in points.cps],
+        "y": [round(predicted, 3) for predicted in points.predicted],
         "customdata": [[index] for index in points.index],
-        "text": [
-            f"index {number(index)}: {number(cps, 2)}, predicted {number(predicted, 2)}"
-            for index, cps, predicted in zip(points.index, points.cps, points.predicted, strict=True)
-        ],
-        "hovertemplate": "%{text}<extra></extra>",
+        "hovertemplate": "index %{customdata[0]}: %{x:.2f}, predicted %{y:.2f}<extra></extra>",
         "marker": {"size": 5, "opacity": 0.6},
     }
     line = {

@@ -7,7 +7,7 @@ value. Rows are judged after that.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from operator import itemgetter
 
 import numpy as np
@@ -36,7 +36,7 @@ class AlignedSplit:
 
     source (M, D) float32 holds the embeddings, rows (N,) int64 which of them are served: they are gathered on use. drops: every row
     that was left out. definition: what the rates are, in one line. labels: further ones by name, each (N,) float32. listed: keys
-    of the forget list that a row has.
+    of the forget list that a row has. again: aligns it anew, its rows judged; None where they have been.
     """
 
     name: str
@@ -49,6 +49,7 @@ class AlignedSplit:
     definition: str = ""
     labels: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     listed: Set[str] = frozenset()
+    again: "Callable[[], AlignedSplit] | None" = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,14 +83,18 @@ class AlignedSplit:
         return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
-def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget: ForgetList = NOTHING) -> AlignedSplit:
+def align(
+    source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget: ForgetList = NOTHING, *, unjudged: bool = False
+) -> AlignedSplit:
     """Align one split. What cannot be used is in the report; DataError where the file of the rows has changed.
 
     What shall be forgotten takes part in the matching, so that no other row gets another partner, and is left out then.
+    unjudged: rows that lie in a file may be taken for sound if all of them are served; who gathers them looks.
     """
+    unjudged &= isinstance(source.embeddings, FileRows) and len(source.file_paths) == len(table.file_paths)
     rule = rule.with_bare_keys() if source.bare_keys else rule
     judged = ThreadPoolExecutor(1, thread_name_prefix="judge-rows")
-    verdicts = judged.submit(judge_rows, source.embeddings)
+    verdicts = judged.submit(_taken_for_sound if unjudged else judge_rows, source.embeddings)
     embeddings = _Keys(source.file_paths, (problem.file_path for problem in source.problems))
     cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
     known = embeddings.known, cps_rows.known
@@ -141,6 +146,9 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget:
         roots = root_differences(known, left, rule, matches.head, num_by_head)
         spellings = spelling_differences(left)
     rows, cps_at = _looked_up(row_of, ours), _looked_up(line_of, theirs)
+    again = partial(align, source, table, rule, forget) if unjudged else None
+    if again is not None and len(rows) < len(finite):
+        return again()
     rates = cps[cps_at]
     labels = {name: column[cps_at] for name, column in table.labels.items()}
     file_paths = theirs if rule.bare else ours  # what has no extension is no path
@@ -157,7 +165,8 @@ def align(source: SourceSplit, table: CpsTable, rule: MatchRule = PLAIN, forget:
         spellings=spellings,
         warnings=(*_warnings(file_paths, rates, zero[rows]), *_missing_labels(file_paths, labels)),
     )
-    return AlignedSplit(source.name, file_paths, rates, source.embeddings, rows, report, drops, table.definition, labels, listed)
+    definition, vectors = table.definition, source.embeddings
+    return AlignedSplit(source.name, file_paths, rates, vectors, rows, report, drops, definition, labels, listed, again)
 
 
 def _has_same_keys(row_of: dict[str, int], line_of: dict[str, int]) -> bool:
@@ -273,10 +282,12 @@ def _warnings(file_paths: list[str], rates: npt.NDArray[np.float32], zero: npt.N
     return tuple(warning for warning in found if warning.count)
 
 
+def _taken_for_sound(embeddings: Embeddings) -> Verdicts:
+    return np.ones(len(embeddings), np.bool_), np.zeros(len(embeddings), np.bool_)
+
+
 def judge_rows(embeddings: Embeddings) -> Verdicts:
     """Which rows hold finite numbers only, and which nothing but zeros. (M, D) float32 -> (M,) bool, (M,) bool."""
-    if isinstance(embeddings, FileRows) and embeddings.verdicts is not None:
-        return embeddings.verdicts
     finite, zero = np.empty(len(embeddings), np.bool_), np.empty(len(embeddings), np.bool_)
     step = rows_per_chunk(embeddings.shape[1])
     for low in range(0, len(embeddings), step):

@@ -1,6 +1,6 @@
 """Read the source and the CPS tables that the settings name, and align every split."""
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,8 +23,12 @@ _MAX_TABLES_BESIDE = 8
 """Tables that are read ahead where no splits are asked for: some may be of none."""
 
 
-def align_all(settings: DataSettings, *, progress: bool = False, forget: ForgetList | None = None) -> list[AlignedSplit]:
+def align_all(
+    settings: DataSettings, *, progress: bool = False, forget: ForgetList | None = None, unjudged: bool = False
+) -> list[AlignedSplit]:
     """Every split of the settings, aligned, with leaks between them reported. forget: the list of the settings, if it was read.
+
+    unjudged: as align has it; then judged_again is for those whose rows turn out not to be sound.
 
     Raises DataError when something cannot be read; never for what alignment drops: see verdict.py.
     """
@@ -35,7 +39,16 @@ def align_all(settings: DataSettings, *, progress: bool = False, forget: ForgetL
     with _tables_beside(settings, tables) as table_at:
         source = read_source(settings, columns=source_columns(settings), progress=progress)
         tell("aligning")
-        aligned = _aligned(settings, tables, source, table_at, progress, forget)
+        aligned = _aligned(settings, tables, source, table_at, progress, forget, unjudged)
+    return _with_leaks(aligned)
+
+
+def judged_again(splits: Sequence[AlignedSplit]) -> list[AlignedSplit]:
+    """The splits, aligned anew where their rows had been taken for sound."""
+    return _with_leaks([split.again() if split.again is not None else split for split in splits])
+
+
+def _with_leaks(aligned: Sequence[AlignedSplit]) -> list[AlignedSplit]:
     leaks = find_leaks(aligned)
     return [replace(split, report=split.report.model_copy(update={"leaks": leaks[split.name]})) for split in aligned]
 
@@ -64,6 +77,7 @@ def _aligned(
     table_at: Callable[[Path], CpsTable],
     progress: bool,
     forget: ForgetList,
+    unjudged: bool,
 ) -> list[AlignedSplit]:
     """Each split with its rates. Empties `source`."""
     rule = MatchRule.of([parse_root(text) for text in settings.map_root], settings.match)
@@ -72,7 +86,7 @@ def _aligned(
         aligned = []
         for name in list(source):
             table = rates_of(source[name], settings) if of_source else table_at(tables.of_split(name))
-            aligned.append(align(source.pop(name), table, rule, forget))
+            aligned.append(align(source.pop(name), table, rule, forget, unjudged=unjudged))
         return aligned
     table = table_at(Path(tables.template))
     aligned = _by_one_table(source, table, rule, forget)

@@ -14,7 +14,7 @@ from cpstream_client.contract.bodies import AlignmentReport
 
 from ..align.align import AlignedSplit
 from ..align.forget import NOTHING, ForgetList, read_forget_list, strangers
-from ..align.splits import align_all
+from ..align.splits import align_all, judged_again
 from ..align.verdict import refuse
 from ..errors import DataError, SourceUnavailableError
 from ..progress import tell
@@ -23,9 +23,10 @@ from ..sources.read import reading, source_files
 from ..sources.rows import gc_paused, rows_per_chunk
 from ..sources.tables import source_columns
 from .fingerprint import dataset_fingerprint, split_fingerprint
+from .gathered import UnsoundError
 from .inputs import Files, digest_of, hash_of, identity_of
 from .last_use import ONLY_CURRENT, Retention
-from .locks import remove_outdated, writing
+from .locks import remove_leftovers, remove_outdated, writing
 from .store import PLACED, Snapshot, SnapshotInvalid, open_snapshot, read_manifest, write_snapshot
 
 
@@ -114,18 +115,27 @@ class _Found:
     def loaded(self, settings: DataSettings, progress: bool) -> Loaded:
         if self.snapshot is not None:
             return Loaded(self.snapshot, self.stale_reason, self.notes)
-        folder, identity = settings.snapshot_dir, identity_of(settings)
-        path = write_snapshot(
-            folder,
+        try:
+            path = self._write(settings, self.splits, progress)
+        except UnsoundError:
+            tell("aligning")
+            splits = judged_again(self.splits)
+            refuse(settings, tuple(split.report for split in splits))
+            path = self._write(settings, splits, progress)
+        return Loaded(open_snapshot(path), notes=[*self.notes, f"wrote snapshot {self.key}"])
+
+    def _write(self, settings: DataSettings, splits: Sequence[AlignedSplit], progress: bool) -> Path:
+        remove_leftovers(settings.snapshot_dir, self.key)  # of the attempt before: there may be no room for both
+        return write_snapshot(
+            settings.snapshot_dir,
             self.key,
-            self.splits,
+            splits,
             source=self.source,
-            identity=identity,
+            identity=identity_of(settings),
             progress=progress,
             check=self.check,
             forgotten=self.forget.digest,
         )
-        return Loaded(open_snapshot(path), notes=[*self.notes, f"wrote snapshot {self.key}"])
 
 
 def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, until_written: ExitStack, progress: bool) -> _Found:
@@ -148,7 +158,7 @@ def _find_of_files(settings: DataSettings, identity: str, forget: ForgetList, un
         return _Found(key, open_snapshot(target), notes=[f"snapshot {key} was written by another process"])
     except SnapshotInvalid:
         pass
-    splits = align_all(settings, progress=progress, forget=forget)
+    splits = align_all(settings, progress=progress, forget=forget, unjudged=True)
     notes += _strangers_noted(settings, forget, splits)
 
     def check() -> None:

@@ -34,10 +34,10 @@ def writing(snapshot_dir: Path, key: str) -> Iterator[None]:
             raise
         os.close(held)  # another writer was done, and took the file away, while this one waited for it
     try:
-        _remove_leftovers(snapshot_dir, key)
+        remove_leftovers(snapshot_dir, key)
         yield
     finally:
-        _remove_leftovers(snapshot_dir, key)  # of a writer that failed, too: on a full disk they would keep it full
+        remove_leftovers(snapshot_dir, key)  # of a writer that failed, too: on a full disk they would keep it full
         path.unlink(missing_ok=True)
         os.close(held)
 
@@ -108,6 +108,7 @@ def _try_lock(path: Path) -> int | None:
     return held
 
 
-def _remove_leftovers(snapshot_dir: Path, key: str) -> None:
+def remove_leftovers(snapshot_dir: Path, key: str) -> None:
+    """Remove what was written of a snapshot and never came to its place. The caller holds `writing(snapshot_dir, key)`."""
     for path in snapshot_dir.glob(f".writing-{key}-*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -8,8 +8,6 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 
-from .verdicts import Verdicts
-
 _SPAN_BYTES = 4 << 20
 
 
@@ -25,22 +23,12 @@ def stamp_of(descriptor: int) -> Stamp:
 class FileRows:
     """An (M, D) array whose row i is the little-endian float32 from offsets[i] on, in the file of that name.
 
-    Takes over the descriptor. verdicts: of its rows, where they were judged when they were found.
-
-    Read, not mapped: a file that is cut while it is mapped ends the process. Here, one that was cut, or is no longer as its stamp
-    says, raises DataError.
+    Takes over the descriptor. Read, not mapped: a file that is cut while it is mapped ends the process. Here, one that was cut, or
+    is no longer as its stamp says, raises DataError.
     """
 
-    def __init__(
-        self,
-        descriptor: int,
-        offsets: npt.NDArray[np.int64],
-        dimension: int,
-        name: str,
-        stamp: Stamp,
-        verdicts: Verdicts | None = None,
-    ) -> None:
-        self.offsets, self.dimension, self.verdicts, self._name, self._stamp = offsets, dimension, verdicts, name, stamp
+    def __init__(self, descriptor: int, offsets: npt.NDArray[np.int64], dimension: int, name: str, stamp: Stamp) -> None:
+        self.offsets, self.dimension, self._name, self._stamp = offsets, dimension, name, stamp
         self._descriptor = descriptor
         weakref.finalize(self, os.close, descriptor)
 
@@ -75,7 +63,7 @@ class FileRows:
         if last + width - first <= 2 * count * width + 4096:
             span = np.empty(last + width - first, np.uint8)
             self._read(span.data, first)
-            found = rows_at(span, offsets - first, width)
+            found = as_strided(span, (len(span) - width + 1, width), (1, 1))[offsets - first]
         else:
             found = np.empty((count, width), np.uint8)
             for row, offset in zip(found, offsets.tolist(), strict=True):
@@ -96,9 +84,3 @@ class FileRows:
         from ..errors import DataError  # not at import: it takes as long as all that the reading process needs
 
         return DataError(f"{self._name} changed while it was read; start again when it is complete")
-
-
-def rows_at(data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.uint8]:
-    """Rows of `width` bytes that begin anywhere in some bytes. offsets (B,) -> (B, width), a copy."""
-    rows: npt.NDArray[np.uint8] = as_strided(data, (len(data) - width + 1, width), (1, 1))[offsets]
-    return rows

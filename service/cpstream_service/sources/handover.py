@@ -1,7 +1,7 @@
 """Splits as one process hands them to another: in a file in memory, of which the reader maps the embeddings without a copy.
 
-For each split, its embeddings, (M, D) float32; or where they lie in the source, (M,) int64, and what was found of them there, twice
-(M,) bool; then JSON of the rest; then its length, 8 bytes.
+For each split, its embeddings, (M, D) float32, or where they lie in the source, (M,) int64; then JSON of the rest; then its length,
+8 bytes.
 """
 
 import json
@@ -66,9 +66,7 @@ def take_over(descriptor: int, source: int, name: str, stamp: Stamp) -> dict[str
         if entry["in_file"]:
             offsets = np.frombuffer(memory, np.int64, count, offset).copy()
             offset += offsets.nbytes
-            verdicts = np.frombuffer(memory, np.bool_, 2 * count, offset).reshape(2, count)
-            offset += verdicts.nbytes
-            embeddings = FileRows(os.dup(source), offsets, dimension, name, stamp, (verdicts[0], verdicts[1]))
+            embeddings = FileRows(os.dup(source), offsets, dimension, name, stamp)
         else:
             embeddings = np.frombuffer(memory, np.float32, count * dimension, offset).reshape(count, dimension)
             offset += embeddings.nbytes
@@ -86,12 +84,8 @@ def _write_rows(file: IO[bytes], split: SourceSplit) -> None:
         for low in range(0, len(rows), step):
             _write(file, b"".join(rows[low : low + step]))
             rows[low : low + step] = [b""] * len(rows[low : low + step])
-    elif isinstance(embeddings, FileRows):
-        assert embeddings.verdicts is not None  # noqa: S101 - whoever finds rows judges them
-        for array in (embeddings.offsets, *embeddings.verdicts):
-            _write(file, _bytes_of(array))
     else:
-        _write(file, _bytes_of(embeddings))
+        _write(file, _bytes_of(embeddings.offsets if isinstance(embeddings, FileRows) else embeddings))
 
 
 def _bytes_of(array: npt.NDArray[Any]) -> memoryview:

@@ -18,13 +18,11 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from .file_rows import FileRows, rows_at, stamp_of
+from .file_rows import FileRows, stamp_of
 from .npy_rows import has_path_problems
 from .pickled_arrays import Array
-from .rows import SourceSplit, rows_per_chunk
-from .verdicts import Verdicts, judge
+from .rows import SourceSplit
 
 LEAST_BYTES = 1 << 20
 """Smaller files are read by the unpickler as fast."""
@@ -62,12 +60,11 @@ class _Token:
 
 @dataclass
 class _Run:
-    """Rows that follow a row which was kept. path: that row's own; verdicts: of the others, some at a time."""
+    """Rows that follow a row which was kept. path: that row's own."""
 
     path: str
     offsets: list[int] = field(default_factory=list)
     paths: list[bytes] = field(default_factory=list)
-    verdicts: list[Verdicts] = field(default_factory=list)
 
 
 def scan(descriptor: int, start: int, load: Callable[[bytes], dict[str, list[Any]] | None]) -> dict[str, SourceSplit] | None:
@@ -121,13 +118,11 @@ class _Scanner:
         for name, rows in content.items():
             paths: list[str] = []
             offsets: list[int] = []
-            verdicts: list[Verdicts] = []
             for row in rows:
                 path, embedding = row["file_path"], row["embedding"]
                 if not isinstance(embedding, Array) or embedding.length != self._template.dimension:
                     raise _OtherwiseError
                 offsets.append(self._offset_of[embedding.data])
-                verdicts.append(judge(embedding.vector()[None]))
                 if path.startswith(_SIGN):
                     i, run = next(runs)
                     if path != _sign(i):
@@ -135,7 +130,6 @@ class _Scanner:
                     paths.append(run.path)
                     paths.extend(self._template.texts(run.paths))
                     offsets.extend(run.offsets)
-                    verdicts.extend(run.verdicts)
                 else:
                     paths.append(path)
             if rows and has_path_problems(paths):
@@ -144,14 +138,11 @@ class _Scanner:
                 found[name] = SourceSplit(name, [], np.empty((0, 0), np.float32))
                 continue
             at = np.array(offsets, np.int64)
-            finite, zero = (np.concatenate(parts) for parts in zip(*verdicts, strict=True))
-            found[name] = SourceSplit(name, paths, self._rows(at, (finite, zero)))
+            rows_in_file = FileRows(os.dup(self._descriptor), at, self._template.dimension, "the source", self._stamp)
+            found[name] = SourceSplit(name, paths, rows_in_file)
         if next(runs, None) is not None:
             raise _OtherwiseError
         return found
-
-    def _rows(self, offsets: npt.NDArray[np.int64], verdicts: Verdicts) -> FileRows:
-        return FileRows(os.dup(self._descriptor), offsets, self._template.dimension, "the source", self._stamp, verdicts)
 
     def _keep(self, token: _Token, base: int) -> None:
         """Put an opcode into the pickle of what is kept. base: where what it was read from begins in the file."""
@@ -233,16 +224,7 @@ class _Template:
             if any(int.from_bytes(path[:size], "little") != len(path) - size for path in paths):
                 raise _OtherwiseError
             run.paths += paths
-            starts = np.array([match.start(self._numbers) for match in matches], np.int64)
-            run.offsets += (base + starts).tolist()
-            run.verdicts += self._judged(np.frombuffer(buffer, np.uint8), starts)
-
-    def _judged(self, data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]) -> Iterator[Verdicts]:
-        """What is to be said of the rows that begin there, while the processor's cache has them."""
-        step = rows_per_chunk(self.dimension)
-        for low in range(0, len(starts), step):
-            rows = rows_at(data, starts[low : low + step], 4 * self.dimension)
-            yield judge(rows.view("<f4").astype(np.float32, copy=False))
+            run.offsets += [base + match.start(self._numbers) for match in matches]
 
     def texts(self, paths: list[bytes]) -> Iterator[str]:
         size = self._length_bytes

@@ -1,7 +1,6 @@
 """Pages as replies: the frame around each, what is known of the figures, headers; and problems, for who asks for HTML."""
 
 from collections.abc import Callable
-from importlib import metadata
 
 from anyio import to_thread
 from fastapi import Request
@@ -66,7 +65,7 @@ def frame_of(scope: Scope, service: Service | None) -> Frame:
         plotly_styles=assets.plotly_styles(),
         splits=() if version is None else tuple(version.snapshot.splits),
         fingerprint=None if version is None else version.snapshot.fingerprint,
-        software=metadata.version("cpstream"),
+        software=scope["app"].version,
         here=path.rstrip("/") or "/",
         token=state.get("token") or "",
         has_cookie=state.get("has_cookie", False),

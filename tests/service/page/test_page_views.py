@@ -15,11 +15,12 @@ from conftest import Server, poll, serving
 from data import make_rows, make_settings, write_cps, write_npy
 from looked_at import LookedAt
 
+from cpstream_service.api.versions import Version
 from cpstream_service.app import create_app
 from cpstream_service.errors import StatisticsFailed
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.load import load
-from cpstream_service.snapshot.store import Snapshot
+from cpstream_service.snapshot.store import Snapshot, open_snapshot
 from cpstream_service.statistics.jobs import Jobs
 from cpstream_service.statistics.overlay import overlay
 
@@ -177,6 +178,30 @@ def test_figures_that_failed_leave_the_rest(tmp_path: Path, monkeypatch: pytest.
             assert (reply.status_code, page.faults) == (200, [])
             assert "the statistics cannot be computed; mend <that>" in page.text
             assert "nothing odd was found" not in page.text
+
+
+def test_a_page_of_an_older_version_leads_to_nothing_of_the_current_one_by_mistake(tmp_path: Path) -> None:
+    rates = np.arange(40) + 5.0
+    old, new = (snapshot_of(tmp_path / name, {"train": (ROWS + at, rates)}) for at, name in enumerate(["old", "new"]))
+    new = open_snapshot(new.path.rename(tmp_path / "newer"))
+    settings, fingerprint = ServeSettings(), old.splits["train"].fingerprint
+    app = create_app(old, settings)
+    with serving(app) as url, httpx.Client(base_url=url, headers=HTML) as http:
+        versions = app.state.service.versions
+        versions.open(Version.of(new, settings))
+        versions.make_current(new.path.name)
+        poll(lambda: http.get("/v1/splits/train/statistics", params={"fingerprint": fingerprint}).status_code != 202)
+        reply = http.get("/page/splits/train", params={"fingerprint": fingerprint})
+        page = LookedAt(reply.text)
+        assert (reply.status_code, page.faults) == (200, [])
+        assert f"this is not the current version of the split, but {fingerprint}" in page.text
+        for address in page.addresses(str(reply.url)):
+            if "/v1/" in address:
+                assert httpx.URL(address).params["fingerprint"] == fingerprint, address
+        (points,) = [figure for figure in map(json.loads, page.data) if figure.get("kind") == "projection"]
+        assert points["href"].endswith(f"?fingerprint={fingerprint}")
+        assert not points["sample"]  # indices are of this version
+        assert "not the current version" not in LookedAt(http.get("/page/splits/train").text).text
 
 
 def test_bins_are_those_of_numpy_at_round_numbers() -> None:

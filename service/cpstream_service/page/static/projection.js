@@ -39,7 +39,7 @@ export async function projection({ href, sample }, root) {
 
 // A path of others for a label: what would not be seen as escapes, mark-up of plotly's as text, and the middle left out where it is long.
 function label(path) {
-  const plain = path.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u{${c.codePointAt(0).toString(16)}}`);
+  const plain = path.replace(/[\p{C}\p{Zl}\p{Zp}]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
   const short = plain.length <= SHOWN ? plain : `${plain.slice(0, SHOWN / 3)}…${plain.slice(-((2 * SHOWN) / 3))}`;
   return short.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 }

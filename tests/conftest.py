@@ -193,12 +193,13 @@ def forkserver() -> multiprocessing.context.BaseContext:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    """Playwright's Browser. Its event loop runs in this thread until the last test has ended."""
+    """Playwright's Browser, to which data.lab is this machine. Its event loop runs in this thread until the last test has ended."""
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("there is no Chromium (Debian, Ubuntu: apt-get install chromium)")
-    options = ["--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)  # which its sandbox does not run as
+    options = ["--disable-dev-shm-usage", "--host-resolver-rules=MAP data.lab 127.0.0.1"]
+    options += ["--no-sandbox"] * (os.geteuid() == 0)  # which its sandbox does not run as
     with api.sync_playwright() as playwright, playwright.chromium.launch(executable_path=program, args=options) as browser:
         yield browser
 

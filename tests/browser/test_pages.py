@@ -175,6 +175,17 @@ def test_the_code_is_copied_by_key_and_said(chromium: Browser, url: str) -> None
         compile(copied, "copied", "exec")
 
 
+def test_by_plain_http_under_a_name_it_is_the_same(chromium: Browser, url: str) -> None:
+    """As at http://data:8000: no clipboard for scripts, and an error of the console for each header that counts over TLS alone."""
+    url = url.replace("127.0.0.1", "data.lab")
+    with looking(chromium, url) as page:
+        page.goto("page/splits/dev")
+        assert not page.evaluate("isSecureContext")
+        page.get_by_role("button", name=re.compile("Copy ?: Python code")).click()
+        expect(page.get_by_text("Copied")).to_be_visible()
+        assert f'"{url}", "dev"' in page.evaluate("getSelection().toString()")
+
+
 def test_the_live_panel_counts_what_is_sent(chromium: Browser, url: str) -> None:
     with looking(chromium, url) as page:
         page.goto("page/live")

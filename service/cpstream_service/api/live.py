@@ -33,7 +33,7 @@ class Live:
 
     def now(self) -> Now:
         """The same with what a page says beside it."""
-        return Now(self.traffic(), self._workers, _TITLES)
+        return Now(self.traffic(), self._workers, self._metrics.is_of_all_workers, _TITLES)
 
     def _counted(self) -> Traffic:
         at_s, totals, refusals = time.monotonic(), Counter[str](), Counter[str]()

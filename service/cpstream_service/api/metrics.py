@@ -182,6 +182,11 @@ class Metrics:
             for metric in (self.open_streams, self.samples, self.sent_bytes, self.refusals):
                 yield from metric.collect()
 
+    @property
+    def is_of_all_workers(self) -> bool:
+        """Not where there are several, and this one counts for itself: _make_room found none."""
+        return MULTIPROCESS_DIR in os.environ
+
     @staticmethod
     def _of_all_workers() -> CollectorRegistry | None:
         """None where there is one worker, and it knows all."""

@@ -48,3 +48,9 @@ def test_the_page_says_the_same_without_javascript(run_server: Callable[..., Ser
     assert "Of this service; other replicas show their own" in page.text
     (panel,) = [attrs["data-live"] for tag, attrs in page.tags if "data-live" in attrs]
     assert panel == "../page/live.json"
+
+
+def test_a_worker_that_counts_for_itself_says_so(run_server: Callable[..., Server]) -> None:
+    """As where the disk had no room; here because nobody has set up what several workers count together."""
+    with httpx.Client(base_url=run_server(workers=2).url) as http:
+        assert "Of one of the 2 worker processes of this service alone" in look(http, "/page/live").text

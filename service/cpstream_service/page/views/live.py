@@ -8,7 +8,7 @@ from ..render import Frame, render
 
 @dataclass(frozen=True)
 class Traffic:
-    """Of all workers of a service together, since it was started. at_s: when, by the clock of the machine.
+    """Of a service since it was started. at_s: when, by the clock of the machine.
 
     refusals: requests that were refused, by the code of the problem.
     """
@@ -22,10 +22,13 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Now:
-    """What the panel shows. titles: of the codes of problems; workers: processes of the service."""
+    """What the panel shows. workers: processes of the service; is_of_all: whether the figures are of all of them together, or
+    of the one that was asked; titles: of the codes of problems.
+    """
 
     traffic: Traffic
     workers: int
+    is_of_all: bool
     titles: Mapping[str, str]
 
 

@@ -8,8 +8,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from .contract.bodies import SplitInfo
-from .contract.predictions import FILE_PATH, INDEX, PREDICTED, RunList, RunReport
-from .contract.wire import ARROW_STREAM, split_path
+from .contract.predictions import RunList, RunReport
+from .contract.wire import ARROW_STREAM, FILE_PATH, INDEX, PREDICTED, split_path
 from .errors import B
 
 if TYPE_CHECKING:

@@ -6,12 +6,17 @@ import sys
 HEAVY = ("torch", "pandas", "fastapi", "starlette", "uvicorn", "chromadb", "httpx", "cpstream_service")
 
 
-def loaded_by(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter has after the statement."""
-    program = f"import sys\n{statement}\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+def all_loaded_by(statement: str) -> set[str]:
+    """Modules that a fresh interpreter has after the statement."""
+    program = f"import sys\n{statement}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The same, top-level ones."""
+    return {name.partition(".")[0] for name in all_loaded_by(statement)}
 
 
 def test_the_client_is_light() -> None:
@@ -29,6 +34,12 @@ def test_torch_is_loaded_where_it_is_asked_for_and_nothing_of_the_service() -> N
 def test_the_service_loads_neither_torch_nor_pandas_nor_chromadb() -> None:
     modules = loaded_by("import cpstream_service.__main__, cpstream_service.cli.app, cpstream_service.serve")
     assert not modules & {"torch", "pandas", "chromadb"}
+
+
+def test_a_process_of_the_service_loads_no_client_and_one_that_reads_a_table_no_pydantic() -> None:
+    processes = "cpstream_service.app, cpstream_service.versions.child, cpstream_service.statistics.worker"
+    assert "cpstream_client.client" not in all_loaded_by(f"import {processes}")
+    assert not loaded_by("import cpstream_service.statistics.predictions.table") & {"pydantic", "tqdm"}
 
 
 def test_the_hot_path_loads_no_web_framework() -> None:

@@ -5,9 +5,6 @@ from pydantic import Field
 from .bodies import Body, Count
 from .figures import Decile, Errors
 
-INDEX, FILE_PATH, PREDICTED = "index", "file_path", "predicted"
-"""Columns of a table of predictions: PREDICTED, and one of the two others."""
-
 
 class Unmatched(Body, frozen=True):
     """Rows, or samples, that count for nothing."""

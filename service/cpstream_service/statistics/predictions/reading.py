@@ -30,7 +30,7 @@ class Predicted:
 
 
 def read_predictions(body: bytes | bytearray, media_type: str, split: Split) -> Predicted:
-    """Takes a fresh interpreter, 0.3 s. Raises InvalidParameter for what is no such table, OSError."""
+    """Takes a fresh interpreter, 0.2 s. Raises InvalidParameter for what is no such table, OSError."""
     with tempfile.TemporaryFile() as source, tempfile.TemporaryFile() as target:
         source.write(body)
         source.seek(0)

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import ValidationError
 
-from cpstream_client.contract.predictions import PREDICTED, RunReport
+from cpstream_client.contract.predictions import RunReport
+from cpstream_client.contract.wire import PREDICTED
 from cpstream_client.files import lock, no_follow
 
 from ...errors import StateFull

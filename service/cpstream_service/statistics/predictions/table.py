@@ -9,10 +9,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from cpstream_client.contract.predictions import FILE_PATH, INDEX, PREDICTED
-from cpstream_client.contract.wire import ARROW_FILE, ARROW_STREAM, CSV, PARQUET
+from cpstream_client.contract.wire import ARROW_FILE, ARROW_STREAM, CSV, FILE_PATH, INDEX, PARQUET, PREDICTED
 
 from ...orphans import die_with
 from ...sources.limits import limit_process
@@ -61,6 +59,8 @@ def read(body: bytes, media_type: str) -> pa.Table:
             one_thread = pyarrow.csv.ReadOptions(use_threads=False)
             table = pyarrow.csv.read_csv(pa.BufferReader(body), one_thread, convert_options=as_text)
         case _ if media_type == PARQUET:
+            import pyarrow.parquet as pq
+
             names = pq.read_schema(pa.BufferReader(body)).names
             wanted = [name for name in (INDEX, FILE_PATH, PREDICTED) if name in names]
             table = pq.read_table(pa.BufferReader(body), columns=wanted, use_threads=False)

@@ -12,8 +12,10 @@ from cpstream_client.contract.wire import JSON
 
 from ..errors import Forgotten, NotAcceptable, Reloading, StatisticsFailed
 from ..page import assets, policy
+from ..page.pinned import Pin
 from ..page.render import Frame
 from ..page.told import Told
+from ..snapshot.store import Split
 from .negotiation import etag_of, not_modified, preferred
 from .state import Service
 from .versions import Version
@@ -72,16 +74,21 @@ def frame_of(scope: Scope, service: Service | None) -> Frame:
     )
 
 
+def pin_of(service: Service, version: Version, split: Split, pinned: str | None) -> Pin:
+    """Of a page that shows the split of this version. pinned: the fingerprint that was asked for, or None."""
+    return Pin(split.fingerprint, service.versions.is_current(version), pinned is not None)
+
+
 async def told(service: Service, version: Version, pinned: str | None = None) -> Told:
     """What is known of a version's figures. Asking begins their computation. Raises Forgotten, Reloading."""
     service.versions.check_whole(version, pinned)
     return await to_thread.run_sync(_told, service, version)
 
 
-async def told_or_not(service: Service, version: Version) -> Told:
+async def told_or_not(service: Service, version: Version, pinned: str | None = None) -> Told:
     """The same for a page that can do without them: where another split may not be told of, that is why."""
     try:
-        return await told(service, version)
+        return await told(service, version, pinned)
     except (Forgotten, Reloading) as error:
         return Told(failure=error.detail)
 

@@ -1,5 +1,6 @@
 """Which versions are held, what two of them differ in, and why the last reload failed."""
 
+import re
 from collections.abc import Iterator
 from urllib.parse import urljoin
 
@@ -14,6 +15,9 @@ from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.load import load
 from cpstream_service.snapshot.store import Snapshot
+
+_PINNED = r"(\b[012]|/runs|/rows)\?fingerprint"
+"""Links of three recordings, and of pages of all of them."""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +76,27 @@ def test_what_changed(http: httpx.Client, both: tuple[Snapshot, Snapshot]) -> No
     ]
     assert "Added 1" in look(http, f"/page/versions?from={old.fingerprint}").text  # against the current one
     assert "version nothing is not held any more" in look(http, "/page/versions?from=nothing").text
+
+
+def test_a_page_that_pins_a_version_stays_with_it(http: httpx.Client, both: tuple[Snapshot, Snapshot]) -> None:
+    """An index is another recording in another version: the pages that an old one leads to are old, too, and all say so."""
+    old = both[0].splits["train"]
+    pin = f"?fingerprint={old.fingerprint}"
+    seen, waiting = set(), [f"/page/splits/train/rows{pin}"]
+    while waiting:
+        address = waiting.pop()
+        page = look(http, address)
+        assert f"not the current version of the split, but {old.fingerprint}" in page.text, address
+        seen.add(address)
+        inner = {urljoin(address, link) for tag, link in page.links if tag == "a" and re.search(_PINNED, link)}
+        waiting += inner - seen - {*waiting}
+    assert len(seen) == 5
+    assert str(old.file_paths[0]) in look(http, f"/page/splits/train/samples/0{pin}").text
+    assert str(old.file_paths[0]) not in look(http, "/page/splits/train/samples/0").text
+    assert http.get(f"/page/splits/train/rows.csv{pin}&sort=index").text.splitlines()[1].split(",")[1] == "audio/0000.wav"
+    assert "was replaced" in look(http, "/page/splits/train/samples/0?fingerprint=" + 32 * "0", 409).text
+    now = both[1].splits["train"].fingerprint
+    assert "not the current" not in look(http, f"/page/splits/train/samples/0?fingerprint={now}").text
 
 
 def test_one_version_has_nothing_to_be_compared_with(server: Server) -> None:

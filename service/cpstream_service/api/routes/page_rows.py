@@ -14,15 +14,16 @@ from cpstream_client.contract.figures import Neighbour
 from cpstream_client.contract.wire import COLUMNS
 
 from ...errors import Forgotten, IndexOutOfRange, InvalidParameter, Overloaded, Reloading, shown
+from ...page.pinned import Pin
 from ...page.render import Frame
 from ...snapshot.store import Split
 from ..json_replies import samples_of
-from ..pages import PAGES, page, told_or_not
+from ..pages import PAGES, page, pin_of, told_or_not
 from ..parameters import MAX_INT64, NeighboursParameters, RowsParameters
 from ..routing import Route
 from ..state import CurrentService, Service
 from ..versions import Version
-from .common import NoParameters, SplitName
+from .common import Pinned, SplitName
 from .figures import index_of, neighbours_of
 from .rows import csv_reply, rows_of, selected
 
@@ -41,14 +42,17 @@ async def rows(split: SplitName, request: Request, service: CurrentService) -> R
     """What is wrong with the search is said beside it, so that it can be mended there."""
     from ...page.views import rows as view
 
-    served, query = service.split(split), dict(request.query_params)
+    query = dict(request.query_params)
+    pinned = query.get("fingerprint") or None
+    version, served = service.versions.find(split, pinned)
     try:
         found: bodies.Rows | str = await _rows(service, served, query)
     except (InvalidParameter, IndexOutOfRange) as error:
         found = error.detail
 
     def make(frame: Frame) -> bytes:
-        return view.page(frame, split, served.info.num_samples, tuple(served.labels), query, found)
+        pin = pin_of(service, version, served, pinned)
+        return view.page(frame, split, pin, served.info.num_samples, tuple(served.labels), query, found)
 
     return await page(request, service, make, 422 if isinstance(found, str) else 200)
 
@@ -64,7 +68,8 @@ async def _rows(service: Service, split: Split, query: Mapping[str, str]) -> bod
 @router.get(f"{PAGES}/splits/{{split:name}}/rows.csv")
 async def rows_csv(split: SplitName, request: Request, service: CurrentService) -> Response:
     """A link cannot say that it accepts CSV."""
-    return await csv_reply(request, service, service.split(split), _parameters(request.query_params))
+    parameters = _parameters(request.query_params)
+    return await csv_reply(request, service, service.split(split, parameters.fingerprint), parameters)
 
 
 def _parameters(query: Mapping[str, str]) -> RowsParameters:
@@ -83,15 +88,16 @@ async def sample(
     index: Annotated[int, Path(ge=0, le=MAX_INT64)],
     request: Request,
     service: CurrentService,
-    _: NoParameters,
+    parameters: Pinned,
 ) -> Response:
-    version, served = service.versions.find(split)
+    version, served = service.versions.find(split, parameters.fingerprint)
     count = served.info.num_samples
     if index >= count:
         raise IndexOutOfRange(f"index is {index}; it must be from 0 to {count - 1}")
-    figures = await told_or_not(service, version)
+    figures = await told_or_not(service, version, parameters.fingerprint)
     neighbours = await _neighbours(service, served, index)
-    known = await to_thread.run_sync(_known, service, version, served, index, neighbours)
+    pin = pin_of(service, version, served, parameters.fingerprint)
+    known = await to_thread.run_sync(_known, service, version, served, pin, index, neighbours)
 
     def make(frame: Frame) -> bytes:
         from ...page.views import sample as view
@@ -118,6 +124,7 @@ def _known(
     service: Service,
     version: Version,
     split: Split,
+    pin: Pin,
     index: int,
     neighbours: tuple[Neighbour, ...] | str,
 ) -> "sample_view.Found":
@@ -131,21 +138,24 @@ def _known(
     if service.runs is not None:
         said = service.runs.of_sample(split.fingerprint, index)
         guesses = [view.guess(run, predicted, float(rate)) for run, predicted in said]
-    others = ((name, _index_in(service, version, name, str(sample.file_path))) for name in version.snapshot.splits)
+    others = ((other, _index_in(service, other, str(sample.file_path))) for other in version.snapshot.splits.values())
     return view.Found(
         split=split.name,
+        pin=pin,
         sample=sample,
         standing=view.Standing(slower, len(rates) - slower - faster, faster),
         neighbours=neighbours,
         guesses=guesses,
-        elsewhere=[view.Elsewhere(name, at) for name, at in others if name != split.name and at is not None],
+        elsewhere=[
+            view.Elsewhere(other.name, other.fingerprint, at) for other, at in others if other is not split and at is not None
+        ],
     )
 
 
-def _index_in(service: Service, version: Version, name: str, file_path: str) -> int | None:
+def _index_in(service: Service, split: Split, file_path: str) -> int | None:
     """Of the file in another split; None where it is not, or may not be told."""
     try:
-        service.versions.split(name)
+        service.versions.split(split.name, split.fingerprint)
     except (Forgotten, Reloading):
         return None
-    return index_of(version.snapshot.splits[name], file_path)
+    return index_of(split, file_path)

@@ -6,11 +6,12 @@ from urllib.parse import urlencode
 
 from cpstream_client.contract.bodies import Rows
 
+from ..pinned import Pin
 from ..render import Frame, render
 
 PAGE_ROWS = 50
 _NARROWING = ("q", "min_cps", "max_cps")
-QUERY = (*_NARROWING, "sort", "descending", "offset")
+QUERY = (*_NARROWING, "sort", "descending", "offset", "fingerprint")
 _DEFAULTS = {"sort": "index", "descending": "false", "offset": "0"}
 
 
@@ -38,7 +39,9 @@ class Pager:
     on: str | None
 
 
-def page(frame: Frame, split: str, total: int, labels: tuple[str, ...], query: Mapping[str, str], found: Rows | str) -> bytes:
+def page(
+    frame: Frame, split: str, pin: Pin, total: int, labels: tuple[str, ...], query: Mapping[str, str], found: Rows | str
+) -> bytes:
     """query: as it was asked for. found: the rows, or what is wrong with the query. total: samples of the split."""
     asked = {name: query[name] for name in QUERY if query.get(name)}
     rows = None if isinstance(found, str) else found
@@ -46,6 +49,7 @@ def page(frame: Frame, split: str, total: int, labels: tuple[str, ...], query: M
         "rows.html",
         frame,
         split=split,
+        pin=pin,
         total=total,
         labels=labels,
         asked={name: asked.get(name, "") for name in QUERY},

@@ -8,18 +8,20 @@ from cpstream_client.contract.figures import Baseline
 from cpstream_client.contract.predictions import Run, RunPoints, RunReport, Unmatched
 
 from .. import charts
+from ..pinned import Pin
 from ..render import Frame, render
 from .client import literal
 
 FOLDERS_SHOWN, WORST_SHOWN = 20, 15
 
 
-def page(frame: Frame, split: SplitInfo, url: str, runs: Sequence[Run] | None, baseline: Baseline | None) -> bytes:
+def page(frame: Frame, split: SplitInfo, pin: Pin, url: str, runs: Sequence[Run] | None, baseline: Baseline | None) -> bytes:
     """runs: None where the service keeps none. url: of the service, as whoever looks reached it."""
     return render(
         "runs.html",
         frame,
         split=split,
+        pin=pin,
         url=url,
         runs=runs,
         baseline=baseline,
@@ -28,16 +30,17 @@ def page(frame: Frame, split: SplitInfo, url: str, runs: Sequence[Run] | None, b
     )
 
 
-def one_page(frame: Frame, report: RunReport, points: RunPoints, baseline: Baseline | None) -> bytes:
+def one_page(frame: Frame, pin: Pin, report: RunReport, points: RunPoints, baseline: Baseline | None) -> bytes:
     lines = {report.name: report.deciles} | ({} if baseline is None else {"a linear model": baseline.deciles})
     return render(
         "run.html",
         frame,
+        pin=pin,
         report=report,
         baseline=baseline,
         points=len(points.index),
         first=WORST_SHOWN,
-        scatter=scatter(points),
+        scatter=scatter(points, pin),
         deciles=charts.deciles(lines),
         unmatched=unmatched(report),
         folders=report.folders[:FOLDERS_SHOWN],
@@ -57,7 +60,7 @@ def _curl(url: str, split: str) -> str:
     return f"curl -X PUT '{address}' -H 'Content-Type: text/csv' --data-binary @predictions.csv"
 
 
-def scatter(points: RunPoints) -> charts.Figure:
+def scatter(points: RunPoints, pin: Pin) -> charts.Figure:
     """Each sample, and the line where the prediction is the rate. customdata: indices, whose pages a click opens."""
     ends = [min(points.cps), max(points.cps)]
     samples = {
@@ -81,6 +84,8 @@ def scatter(points: RunPoints) -> charts.Figure:
         "line": {"dash": "dot", "width": 1.5},
     }
     drawn = charts.figure([samples, line], charts.RATE, "Predicted", showlegend=False)
+    if not pin.is_current:  # where these indices are other recordings
+        return drawn
     return drawn | {"opens": f"page/splits/{quote(points.split, safe='')}/samples/"}
 
 

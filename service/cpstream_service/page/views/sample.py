@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from cpstream_client.contract.bodies import Sample
 from cpstream_client.contract.figures import Distribution, Neighbour
 
+from ..pinned import Pin
 from ..render import Frame, render
 from ..told import Told
 
@@ -49,9 +50,10 @@ class Guess:
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """The same file in another split."""
+    """The same file in another split, of this fingerprint."""
 
     split: str
+    fingerprint: str
     index: int
 
 
@@ -60,6 +62,7 @@ class Found:
     """All that is known of a sample. neighbours: or why there are none; guesses: None where the service keeps no runs."""
 
     split: str
+    pin: Pin
     sample: Sample
     standing: Standing
     neighbours: Sequence[Neighbour] | str
@@ -73,6 +76,7 @@ def page(frame: Frame, found: Found, told: Told) -> bytes:
         "sample.html",
         frame,
         found=found,
+        pin=found.pin,
         sample=found.sample,
         told=told,
         cps=cps,

@@ -44,6 +44,9 @@ test-lowest: $(VENV)/lowest/.done ## Run what is installed with the lowest versi
 test-frameworks: $(VENV)/frameworks/.done ## Run docs/frameworks.md in each framework, in one process and in two (ARGS)
 	$(VENV)/frameworks/bin/python -m pytest tests/frameworks -m '' --timeout 600 $(ARGS)
 
+screenshots: $(VENV)/.dev ## Draw the pictures of the pages in README.md and docs/ anew, in Chromium
+	$(BIN)/python -m tools.screenshots
+
 lint: $(VENV)/.dev ## Check format, style and types, and what is known against the pinned versions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

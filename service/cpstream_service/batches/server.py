@@ -29,6 +29,7 @@ from .gather import CHUNK_BYTES, ChunkLimit, Columns, Floats, reply, schema_mess
 from .limits import Limits
 from .orders import OrderCache
 from .pace import FIRST_BYTES, Pace
+from .pages import Pages
 from .residency import Residency
 from .shares import Shares
 from .streams import Streams
@@ -79,15 +80,20 @@ class BatchServer:
         # Of splits that somebody holds: a version that is dropped takes its own along.
         self._half: WeakKeyDictionary[Split, asyncio.Future[Floats]] = WeakKeyDictionary()
         self._residency: WeakKeyDictionary[Split, Residency] = WeakKeyDictionary()
+        self._pages = Pages()
 
     def open(self, snapshot: Snapshot) -> None:
         """Be ready for replies over this one, too. Old versions are seldom asked for: each may fill the memory by itself."""
-        residency = Residency(sum(split.embeddings.nbytes for split in snapshot.splits.values()))
+        total = sum(split.embeddings.nbytes for split in snapshot.splits.values())
+        residency = Residency(total)
         for split in snapshot.splits.values():
             residency.prepare(split.embeddings)
             self._residency[split] = residency
+            if Residency(2 * total, residency.limit_bytes).fits:
+                self._pages.open(split)
 
     def close(self) -> None:
+        self._pages.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def fits(self, split: Split) -> bool:
@@ -171,9 +177,7 @@ class BatchServer:
 
     async def _columns(self, split: Split, dtype: Dtype, names: tuple[Column, ...]) -> Columns:
         split.check_columns(names)
-        embeddings: Floats = split.embeddings
-        if dtype == "float16":
-            embeddings = await self._half_precision(split)
+        embeddings = await self._half_precision(split) if dtype == "float16" else self._pages.of(split)
         return Columns(embeddings, split.cps, split.file_paths, names, split.labels)
 
     async def _half_precision(self, split: Split) -> Floats:

@@ -32,7 +32,7 @@ def kept(
     """
     path = split.path / name
     try:
-        with _alone(path.with_name(f".{path.stem}.lock")):
+        with alone(path.with_name(f".{path.stem}.lock")):
             note = {"fingerprint": split.fingerprint, **made_by}
             if not _is_whole(path, note):
                 _make(path, note, make)
@@ -44,7 +44,8 @@ def kept(
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
+    """Within, no other process is at what this lock is of. Raises OSError."""
     held = no_follow(str(path), os.O_RDWR | os.O_CREAT)
     try:
         lock(held, fcntl.LOCK_EX, path.parent, "set --snapshot-dir to a folder on a local disk")

@@ -5,7 +5,8 @@ file system has large folios (XFS; ext4 since Linux 6.16), what is written at on
 of that size and is mapped as one: gathering from it takes a third less of the CPU. Elsewhere this is a file like any other.
 
 In a virtual machine that tells its host which memory is free (a balloon with free page reporting), a huge page may have to be got
-from there first, 4 KB at a time: ten times the CPU of writing, measured. So that is looked at, and given up where it is dear.
+from there first, 4 KB at a time: ten times the CPU of writing, measured. So that is looked at, and given up where it is dear;
+rewritten.py makes up for it later.
 """
 
 import time
@@ -24,24 +25,27 @@ _DEAR = 3.0
 
 
 @contextmanager
-def huge_page_writer(file: IO[bytes]) -> Iterator["HugePageWriter"]:
+def huge_page_writer(file: IO[bytes], *, whatever_it_takes: bool = False) -> Iterator["HugePageWriter"]:
     """Write a new file, open and empty, from its beginning; the kernel has all of it when the block ends. Raises OSError."""
     with ThreadPoolExecutor(1, thread_name_prefix="snapshot-write") as thread:
-        writer = HugePageWriter(file, thread)
+        writer = HugePageWriter(file, thread, whatever_it_takes)
         yield writer
         writer.flush()
 
 
 class HugePageWriter:
-    """Hands pieces of WRITE_BYTES to a thread, which writes one while the next is filled. Errors of a piece come with the next."""
+    """Hands pieces of WRITE_BYTES to a thread, which writes one while the next is filled. Errors of a piece come with the next.
 
-    def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+    is_huge: whether they have not been given up.
+    """
+
+    def __init__(self, file: IO[bytes], thread: ThreadPoolExecutor, whatever_it_takes: bool) -> None:
         self._file, self._thread = file, thread
         self._filled, self._other = np.empty(WRITE_BYTES, np.uint8), np.empty(WRITE_BYTES, np.uint8)
         self._num_filled = 0
         self._written: Future[None] | None = None
         self._small_s = 0.0  # CPU of the first piece, for comparison
-        self.is_huge = True
+        self._whatever_it_takes, self.is_huge = whatever_it_takes, True
 
     def write(self, data: bytes | memoryview) -> int:
         """As a file's. data: contiguous, and free again when this returns."""
@@ -73,12 +77,12 @@ class HugePageWriter:
             self._written = None
 
     def _write(self, piece: memoryview) -> None:
-        began, is_first = time.thread_time(), not self._small_s
+        began, is_first = time.thread_time(), not self._small_s and not self._whatever_it_takes
         step = WRITE_BYTES if self.is_huge and not is_first else _SMALL_BYTES
         for low in range(0, len(piece), step):
             self._file.write(piece[low : low + step])
         took = time.thread_time() - began
         if is_first:
             self._small_s = took
-        elif len(piece) == WRITE_BYTES and took > _DEAR * self._small_s:
+        elif len(piece) == WRITE_BYTES and took > _DEAR * self._small_s and not self._whatever_it_takes:
             self.is_huge = False

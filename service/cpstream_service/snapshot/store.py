@@ -3,6 +3,7 @@
     <snapshot_dir>/<key>/manifest.json                      written last; holds its own hash, and those of the splits
     <snapshot_dir>/<key>/<split>/embeddings.npy             (N, D) float32
     <snapshot_dir>/<key>/<split>/cps.npy                    (N,) float32
+    <snapshot_dir>/<key>/<split>/small-pages                where embeddings.npy is not in huge pages, see rewritten.py
     <snapshot_dir>/<key>/<split>/label-<name>.npy           (N,) float32, where further labels are served
     <snapshot_dir>/<key>/<split>/file_paths.arrow           one record batch, one column file_path
     <snapshot_dir>/<key>/<split>/dropped.csv                what alignment left out, where it did (dropped.py)
@@ -44,6 +45,7 @@ from .synced import sync_folder, synced, written_back
 
 FORMAT = 1
 EMBEDDINGS, CPS, FILE_PATHS, MANIFEST = "embeddings.npy", "cps.npy", "file_paths.arrow", "manifest.json"
+SMALL_PAGES = "small-pages"
 PLACED = f"[!.]*/{MANIFEST}"
 """Glob of the manifests of snapshots in their place."""
 
@@ -234,15 +236,14 @@ def write_snapshot(
 
 def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
     """Write one split's files. Returns its fingerprint."""
-    count, dimension = len(split), split.dimension
+    shape = len(split), split.dimension
     with synced(folder / EMBEDDINGS) as file, written_back(file), huge_page_writer(file) as out:
-        shape = count, dimension
         header = {"descr": "<f4", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
 
         def written() -> Iterator[npt.NDArray[np.float32]]:
             name, phase = f"{split.name}: snapshot", f"writing split {split.name}"
-            bar = Bar(None, name, count, phase=phase, unit=" rows", disable=None if progress else True, delay=2)
+            bar = Bar(None, name, len(split), phase=phase, unit=" rows", disable=None if progress else True, delay=2)
             for piece in gathered_ahead(split):
                 out.write(piece.data)
                 yield piece
@@ -250,6 +251,8 @@ def _write_split(folder: Path, split: AlignedSplit, progress: bool) -> str:
             bar.close()
 
         fingerprint = split_fingerprint(shape, written(), split.cps, split.arrow_paths, split.labels, max_threads=1)
+    if not out.is_huge:
+        (folder / SMALL_PAGES).touch()
     with synced(folder / CPS) as file:
         np.save(file, split.cps.astype("<f4", copy=False))
     for name, values in split.labels.items():

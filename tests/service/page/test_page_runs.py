@@ -74,6 +74,10 @@ def test_runs_side_by_side(http: httpx.Client, reports: dict[str, RunReport]) ->
         mae, r2 = (errors["mae"], errors["r2"]) if isinstance(errors, dict) else (errors.mae, errors.r2)
         assert f"{mae:.3f} {r2:.3f}" in page.text.replace("\N{MINUS SIGN}", "-")
     assert "150 of 300" in page.text
+    overview = look(http, "/")
+    assert "2 runs on dev" in overview.text
+    assert "page/splits/dev/runs" in {link for _, link in overview.links}
+    assert "page/splits/train/runs" not in {link for _, link in overview.links}
 
 
 def test_a_run(http: httpx.Client, reports: dict[str, RunReport], snapshot: Snapshot) -> None:

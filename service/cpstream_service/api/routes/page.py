@@ -47,7 +47,7 @@ async def index(request: Request, service: CurrentService, _: NoParameters) -> R
 async def _overview(request: Request, service: Service) -> Response:
     version = service.versions.whole
     known = await told(service, version)
-    last = service.state.last
+    last, kept = service.state.last, service.runs
 
     def make(frame: Frame) -> bytes:
         from ...page.views import overview as view  # here: a service that nobody looks at needs none of it
@@ -60,6 +60,7 @@ async def _overview(request: Request, service: Service) -> Response:
             known,
             code_of(request, service, version.infos[train]),
             service.live.now(),
+            {} if kept is None else {name: kept.count(split.fingerprint) for name, split in version.snapshot.splits.items()},
             service.versions.stale_reason or "",
             reload_error,
         )

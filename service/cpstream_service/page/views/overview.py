@@ -20,7 +20,7 @@ from .live import Now
 class Overview:
     """What the page is of. stale: why the data may be older than its source, or ""; reload_error: why the last reload failed.
 
-    client: the code that reads the training split.
+    client: the code that reads the training split. runs: how many each split has, where there are any.
     """
 
     snapshot: Snapshot
@@ -28,6 +28,7 @@ class Overview:
     told: Told
     client: Code
     now: Now
+    runs: Mapping[str, int]
     stale: str = ""
     reload_error: str = ""
 
@@ -42,6 +43,7 @@ def page(frame: Frame, seen: Overview) -> bytes:
         seen=seen,
         client=seen.client,
         now=seen.now,
+        runs=seen.runs,
         infos=seen.infos,
         reports=seen.snapshot.reports,
         told=told,

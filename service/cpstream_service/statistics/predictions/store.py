@@ -63,6 +63,10 @@ class Runs:
             finally:
                 temporary.unlink(missing_ok=True)
 
+    def count(self, fingerprint: str) -> int:
+        """Of the runs of a split."""
+        return len(self._names(fingerprint))
+
     def reports(self, fingerprint: str) -> list[RunReport]:
         """Of all runs of a split; what is no run is left out."""
         found = (self._opened(self._path(fingerprint, name)) for name in self._names(fingerprint))

@@ -35,7 +35,7 @@ def tried(service: Service, folder: Path, examples: int, *options: str) -> str:
 
 def test_replies_are_those_described(tmp_path: Path) -> None:
     with serve(tmp_path, "--state-dir", str(tmp_path / "state")) as service:
-        report = tried(service, tmp_path, 90, "--continue-on-failure", "--phases", "examples,coverage,fuzzing")
+        report = tried(service, tmp_path, 50, "--continue-on-failure", "--phases", "examples,coverage,fuzzing")
         # Positive data alone: as a negative one, it takes `batch_size=7` for an array of one, and wants it refused.
         tried(service, tmp_path, 10, "--phases", "stateful", "--mode", "positive")
     assert int(re.findall(r"(\d+) generated", report)[-1]) >= 2000, report

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,8 +41,12 @@ def shell(line: str, *arguments: str, folder: Path, **env: str) -> subprocess.Co
 
 @pytest.mark.parametrize("arguments", UNREAD, ids=" ".join)
 def test_streams_that_take_nothing(arguments: list[str], tmp_path: Path) -> None:
-    for line in STREAMS:
-        done = shell(line, *arguments, folder=tmp_path)
+    def tried(line: str) -> subprocess.CompletedProcess[str]:
+        return shell(line, *arguments, folder=tmp_path)
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        results = list(threads.map(tried, STREAMS))
+    for line, done in zip(STREAMS, results, strict=True):
         assert "Traceback" not in done.stderr, line
         assert "Exception ignored" not in done.stderr, line
         assert done.returncode in (0, 1, 2, 128 + 13), line

@@ -24,6 +24,7 @@ from .differences import Sides, root_differences, spelling_differences
 from .drops import MAX_EXAMPLES, Drops
 from .forget import NOTHING, ForgetList, forgotten
 from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
+from .strings import arrow_strings
 
 USUAL_CPS = (1.0, 60.0)
 """Characters per second that people speak; what lies outside is served, with a warning."""
@@ -74,13 +75,10 @@ class AlignedSplit:
     @cached_property
     def arrow_paths(self) -> pa.StringArray:
         """The file paths as Arrow has them. Raises ValueError when they exceed 2 GB together."""
-        # Not by pa.array, which imports pandas where that is installed: two seconds.
-        encoded = [path.encode() for path in self.file_paths]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        if len(ends) and ends[-1] > np.iinfo(np.int32).max:
-            raise ValueError(f"the paths of split {self.name!r} exceed 2 GB")
-        offsets = np.concatenate([[0], ends]).astype("<i4")
-        return pa.StringArray.from_buffers(len(encoded), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)))
+        try:
+            return arrow_strings(self.file_paths)
+        except OverflowError:
+            raise ValueError(f"the paths of split {self.name!r} exceed 2 GB") from None
 
 
 def align(

@@ -1,6 +1,7 @@
 """Which map of a split's embeddings to gather from: that of its file in huge pages, as soon as there is one."""
 
 import logging
+import sys
 import threading
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -37,7 +38,11 @@ class Pages:
     def _rewrite(self, split: Split) -> None:
         try:
             self._huge[split] = in_huge_pages(split, self._stop)
-        except OSError as error:  # the disk is full or not ours to write to, or the data is gone
+        except Exception as error:
+            if self._stop.is_set() or sys.is_finalizing():  # when no thread can be started any more, either
+                return
+            if not isinstance(error, OSError):
+                logger.exception("split %r stays as it is", split.name)
+                return
+            # The disk is full or not ours to write to, or the data is gone.
             logger.info("split %r is not in huge pages, and gathering it takes a third more of the CPU: %s", split.name, error)
-        except Exception:
-            logger.exception("split %r stays as it is", split.name)

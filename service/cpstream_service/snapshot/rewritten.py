@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..sources.formats import read_npy_header
+from ..sources.rows import rows_per_chunk
 from .background import at_low_priority
 from .exports import alone
 from .fingerprint import pieces, split_fingerprint
-from .huge_pages import huge_page_writer
+from .huge_pages import WRITE_BYTES, huge_page_writer
 from .store import EMBEDDINGS, SMALL_PAGES, Split
 
 _WRITING = f"{EMBEDDINGS}.writing"
@@ -52,10 +53,11 @@ def _write_again(folder: int, split: Split, stop: threading.Event) -> None:
             with huge_page_writer(file, whatever_it_takes=True) as out:
                 header = {"descr": "<f4", "fortran_order": False, "shape": split.embeddings.shape}
                 np.lib.format.write_array_header_1_0(cast(IO[bytes], out), header)
-                for piece in pieces(split.embeddings):
+                rows = rows_per_chunk(split.embeddings.shape[1], WRITE_BYTES)
+                for low in range(0, len(split.embeddings), rows):
                     if stop.is_set():
                         raise OSError(errno.EINTR, os.strerror(errno.EINTR), str(split.path))
-                    out.write(piece.reshape(-1).view(np.uint8).data)
+                    out.write(split.embeddings[low : low + rows].reshape(-1).view(np.uint8).data)
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)

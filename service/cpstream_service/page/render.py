@@ -12,6 +12,7 @@ from ..text import plain, shortened
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 NOTHING = "–"
 """Shown for a figure that cannot be had."""
@@ -70,6 +71,13 @@ def shown(text: str, width: int = 0) -> str:
     """Text of others: what would not be seen, or would turn the text around, as escapes; in at most `width` characters."""
     escaped = plain(text)
     return shortened(escaped, width) if width else escaped
+
+
+def path(text: str, width: int = 0) -> "Markup":
+    """The same of a path, which may be broken behind each folder."""
+    from markupsafe import Markup, escape
+
+    return escape(shown(text, width)).replace("/", Markup("/<wbr>"))
 
 
 def number(value: float | None, digits: int | None = None) -> str:
@@ -140,6 +148,7 @@ def counted(count: int, noun: str) -> str:
 
 FILTERS: Mapping[str, Callable[..., str]] = {
     "shown": shown,
+    "path": path,
     "number": number,
     "signed": signed,
     "percent": percent,

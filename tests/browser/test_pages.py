@@ -1,7 +1,9 @@
 """The pages as a browser shows them: with scripts and without, in the light, in the dark, on a phone, by mouse and by keyboard."""
 
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
-from cpstream_service.snapshot.store import Snapshot
+from cpstream_service.snapshot.store import Snapshot, open_snapshot
 
 pytestmark = pytest.mark.browser
 
@@ -193,3 +195,21 @@ def test_the_live_panel_counts_what_is_sent(chromium: Browser, url: str) -> None
         before = page.locator('[data-show="samples"]').inner_text()
         httpx.get(f"{url}/v1/splits/train/batches", params={"batch_size": 256}).raise_for_status()
         expect(page.locator('[data-show="samples"]')).not_to_have_text(before)
+
+
+def test_the_documentation_comes_from_the_service(chromium: Browser, url: str) -> None:
+    with looking(chromium, url) as page:
+        page.goto("docs")
+        page.get_by_role("button", name=re.compile("get .v1.splits$", re.I)).first.click()
+        expect(page.get_by_role("button", name="Try it out")).to_be_visible()
+        shoot(page, "docs-light")
+
+
+def test_a_page_shows_its_figures_by_itself_when_they_are_there(chromium: Browser, snapshot: Snapshot, tmp_path: Path) -> None:
+    without = shutil.copytree(snapshot.path, tmp_path / snapshot.path.name, ignore=shutil.ignore_patterns("*statistics*"))
+    with serving(create_app(open_snapshot(without), ServeSettings())) as url, looking(chromium, url) as page:
+        page.goto("")
+        expect(page.get_by_text("2,400 recordings in 3 splits")).to_be_visible()
+        expect(page.get_by_text(re.compile("figures are being computed"))).to_be_visible()
+        expect(page.get_by_text("The embedding carries the speech rate")).to_be_visible()
+        expect(page.get_by_role("progressbar")).to_have_count(0)

@@ -23,7 +23,7 @@ from cpstream_service.snapshot.store import Snapshot
 
 UNREAD = [
     ["serve", "--help"],
-    ["serve", "/no/such/folder"],
+    ["serve", "/no/such/folder", "--port", "0"],
     ["check", str(DEMO_DATA)],
     ["info", "localhost:8000"],
     ["srve"],

@@ -5,13 +5,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cpstream_client.contract.bodies import AlignmentReport
-from cpstream_client.contract.figures import FoundPairs, Statistics
+from cpstream_client.contract.figures import FoundPairs, Shift, Statistics
 
 from ..sources.rows import HARMLESS
 from .render import counted, number
 from .words import EFFECT, HARDLY, REASONS, has, in_sentence, is_far, is_narrow, shift_of_embeddings, shift_of_rates
 
 Level = Literal["bad", "odd"]
+MANY = 4
+"""Of more splits than these not every pair is shown."""
+FEW = 10
+"""Of fewer recordings nothing is said of how they differ from others."""
 _SIDES = {"embedding": "embeddings", "cps": "rows of the table"}
 
 
@@ -130,12 +134,15 @@ def _of_figures(name: str, figures: Statistics) -> Iterator[Finding]:
         yield Finding("odd", text, name, "baseline")
 
 
+def against(figures: Statistics, first: str) -> tuple[Shift, ...]:
+    """How a split differs from the training split, or, where none is known, from the first one; empty where it is that itself."""
+    return tuple(shift for shift in figures.shift if shift.split == (figures.roles.train or first))
+
+
 def _shifts(statistics: Mapping[str, Statistics]) -> Iterator[Finding]:
-    """Of each split against the training split, or, where none is known, against the first."""
     for name, figures in statistics.items():
-        reference = figures.roles.train or next(iter(statistics))
-        for shift in figures.shift:
-            if shift.split == reference and name != reference:
+        for shift in against(figures, next(iter(statistics))):
+            if min(figures.cps.count, statistics[shift.split].cps.count) >= FEW:
                 if shift.cps_effect is not None and abs(shift.cps_effect) >= EFFECT:
                     yield Finding("odd", shift_of_rates(name, shift), name, "shift")
                 if is_far(shift):

@@ -53,6 +53,8 @@ def of_norms(norms: Distribution) -> str:
 
 def of_dimensions(vectors: VectorFigures) -> str:
     constant, near = vectors.constant.count, vectors.near_constant.count
+    if vectors.norms.count == 1:
+        return "There is one embedding: what varies cannot be said."
     if constant == vectors.dimension:
         return "All embeddings are the same: a model can tell no recording from another."
     if not constant and not near:
@@ -91,11 +93,16 @@ def of_duplicates(vectors: VectorFigures) -> str:
     return f"{counted(count, 'recording')} {has(count)} exactly the embedding of an earlier one.{zero}"
 
 
+def shares(shared: Shared) -> bool:
+    near = 0 if shared.near_duplicates is None else shared.near_duplicates.count
+    return bool(shared.same_file.count or shared.same_vector.count or near)
+
+
 def of_shared(name: str, shared: Shared) -> str:
     """What a split shares with another one."""
     file, vector = shared.same_file.count, shared.same_vector.count
     near = None if shared.near_duplicates is None else shared.near_duplicates.count
-    if not file and not vector and not near:
+    if not shares(shared):
         looked = "" if near is not None else " (near-duplicates were not looked for)"
         return f"{name} and {shared.split} share no file and no embedding{looked}."
     parts = [f"{counted(file, 'file')}", f"{counted(vector, 'embedding')} to the bit"]

@@ -130,6 +130,19 @@ def test_odd_splits_give_pages_that_make_sense(
     assert not re.search(r"\b(nan|inf|None)\b", overview.text), overview.text
 
 
+def test_of_many_splits_not_every_pair_is_shown(tmp_path: Path) -> None:
+    """Seven splits with the same embeddings: 21 pairs."""
+    names = ["train", *(f"part-{at}" for at in range(6))]
+    with looking(snapshot_of(tmp_path / "many", {name: (ROWS, np.arange(40) + 5.0) for name in names})) as look:
+        overview, part = look("/"), look("/page/splits/part-3")
+    notices = [attributes for tag, attributes in overview.tags if tag == "div" and attributes.get("class") == "notice bad"]
+    assert (len(notices), f"{21 - 12} more than these" in overview.text) == (21, True)
+    assert overview.text.count("part-5 train") == 1
+    assert "part-5 part-4" not in overview.text
+    assert part.text.count("is spoken") + part.text.count("all rates of") == 1
+    assert "all 7" in overview.text  # of the navigation
+
+
 def test_hostile_names_are_text(tmp_path: Path) -> None:
     paths = [f"{HOSTILE}{index:03d}" for index in range(40)]
     arrays = {HOSTILE: (ROWS, np.arange(40) + 5.0), "b": (np.repeat(ROWS[:20], 2, axis=0), np.arange(40) + 5.0)}

@@ -9,7 +9,7 @@ from cpstream_client.contract.figures import Shift
 from ...snapshot.store import Snapshot
 from ...statistics.overlay import overlay
 from .. import charts, words
-from ..findings import findings
+from ..findings import MANY, against, findings
 from ..render import Frame, render
 from ..told import Told
 from .client import Code
@@ -64,8 +64,10 @@ def page(frame: Frame, seen: Overview) -> bytes:
 
 
 def _shifts(told: Told) -> list[tuple[str, Shift]]:
-    """Each pair of splits once: a later one against an earlier one."""
+    """Each pair of splits once, a later one against an earlier one; of many splits each against the training split alone."""
     names = list(told.statistics)
+    if len(names) > MANY:
+        return [(name, shift) for name in names for shift in against(told.statistics[name], names[0])]
     return [(name, shift) for at, name in enumerate(names) for shift in told.statistics[name].shift if shift.split in names[:at]]
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cpstream_client.contract.bodies import SplitInfo
-from cpstream_client.contract.figures import Histogram
+from cpstream_client.contract.figures import Histogram, Shift
 
 from ...snapshot.store import Snapshot, Split
 from ...statistics.overlay import overlay
 from .. import charts, words
-from ..findings import findings, of_split
+from ..findings import MANY, against, findings, of_split
 from ..render import Frame, render
 from ..told import Told
 from .client import Code
@@ -49,8 +49,18 @@ def page(frame: Frame, seen: SplitSeen) -> bytes:
         norms=None if figures is None else _norms(figures.embeddings.norms.histogram),
         deciles=None if figures is None or figures.baseline is None else charts.deciles({name: figures.baseline.deciles}),
         notes=() if figures is None else figures.notes,
+        shifts=_shifts(told, name),
+        sharing=[shared for shared in figures.shared if words.shares(shared)] if figures is not None else [],
         words=words,
     )
+
+
+def _shifts(told: Told, name: str) -> tuple[Shift, ...]:
+    """Against each other split; of many against the training split alone."""
+    figures = told.statistics.get(name)
+    if figures is None or len(told.statistics) <= MANY:
+        return () if figures is None else figures.shift
+    return against(figures, next(iter(told.statistics)))
 
 
 def _norms(found: Histogram) -> charts.Figure:

@@ -23,10 +23,12 @@ Helpers, by `from conftest import ...`:
 """
 
 import asyncio
+import faulthandler
 import multiprocessing
 import os
 import shutil
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +58,19 @@ DEMO_DATA = Path(__file__).parent.parent / "examples" / "speech" / "data"
 
 for each in ("connect", "read", "write", "pool"):  # 5 s is little on a machine that is busy with other things, too
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, each, 60.0)
+
+
+_TELL_AFTER_S = 240.0
+"""Less than pytest's own timeout, which tells of this process alone."""
+_this_process = os.getpid()
+
+
+def _tell_where_it_hangs() -> None:
+    if os.getppid() == _this_process and sys.__stderr__ is not None:  # once: such a watch cannot be set anew in a copy of it
+        faulthandler.dump_traceback_later(_TELL_AFTER_S, file=sys.__stderr__)
+
+
+os.register_at_fork(after_in_child=_tell_where_it_hangs)
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def of_shared(name: str, shared: Shared) -> str:
     near = None if shared.near_duplicates is None else shared.near_duplicates.count
     if not shares(shared):
         looked = "" if near is not None else " (near-duplicates were not looked for)"
-        return f"{name} and {shared.split} share no file and no embedding{looked}."
+        return f"No file and no embedding of {name} was found in {shared.split}{looked}."
     parts = [f"{counted(file, 'file')}", f"{counted(vector, 'embedding')} to the bit"]
     parts += [] if near is None else [f"{number(near)} nearly"]
     return f"Of {name}, {shared.split} holds {', '.join(parts)}: what is measured on one after training on the other is too good."

@@ -43,6 +43,7 @@ def test_a_token_is_asked_for_once_and_given_up_by_a_button(chromium: Browser, u
         page.keyboard.press("Enter")
         page.wait_for_url(asked)
         expect(page.get_by_text("0001.wav").first).to_be_visible()
+        assert barriers(page) == []
         shoot(page, "rows-logged-in")
         (cookie,) = page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (True, "Lax", "/")

@@ -28,9 +28,11 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Receive, Scope, Send
 
 from cpstream_client import Client, CpstreamError, NotFoundError, Retry, TransportError, UnauthorizedError, UnreachableError
+from cpstream_client.contract.wire import JSON
 from cpstream_client.stream.lanes import Flow
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 from cpstream_client.transport import options as http_options
+from cpstream_client.transport.sockets import Line
 from cpstream_service.app import create_app
 from cpstream_service.credentials import Credentials
 from cpstream_service.settings import ServeSettings
@@ -574,3 +576,14 @@ def test_a_reply_that_lost_its_headers_is_damage(snapshot: Snapshot) -> None:
     with serving(bare) as url:
         check_epoch(url, retry=Retry(first_delay_s=0.01))
     assert left == 0
+
+
+def test_a_connection_that_was_shut_down_carries_no_other_request(server: Server) -> None:
+    """By whoever broke off an epoch at the moment at which a lane had read all of its reply."""
+    with Client(server.url, retry=Retry(timeout_s=0, contact_timeout_s=0)) as client:
+        service, line = client.service, Line()
+        endpoint = service.replicas.choose(0)
+        with service.send(endpoint, "GET", "/v1/splits", {}, JSON, line=line).reply() as reply:
+            reply.read()
+            line.abort()
+        assert [info.split for info in client.splits()] == ["train", "dev", "test"]

@@ -177,7 +177,7 @@ def test_an_overloaded_service_is_asked_less_and_no_fault_is_counted(
     busy = create_app(snapshot, ServeSettings(max_streams=1))
     with serving(busy) as other, gate(snapshot) as (url, app), client(url, 8) as remote:
         Client(other).splits()
-        busy.state.service.batch_server.open_streams = 1
+        busy.state.service.batch_server.streams.count = 1
 
         async def crowded(number: int) -> ASGIApp | None:
             """Two at a time are answered."""
@@ -201,7 +201,7 @@ def test_a_refusal_that_is_read_when_the_others_have_ended_is_no_fault(
     busy = create_app(snapshot, ServeSettings(max_streams=1))
     with serving(busy) as other, gate(snapshot) as (url, app), client(url, 2) as remote:
         Client(other).splits()
-        busy.state.service.batch_server.open_streams = 1
+        busy.state.service.batch_server.streams.count = 1
         fetched = fetcher(remote, Backlog(2 * REQUEST_BYTES))
 
         async def late(number: int) -> ASGIApp | None:

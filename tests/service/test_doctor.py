@@ -260,8 +260,8 @@ def slow_server(**figures: object) -> Figures:
 @pytest.mark.parametrize(
     ("figures", "limit", "said"),
     [
-        (FIGURES, "network", "move the trainer closer"),
-        (FAR, "network", "80 ms there and back, over 8 connections"),
+        (FIGURES, "network", "look at what is in between: a proxy, a slow link"),
+        (FAR, "network", "move the trainer closer (a packet takes 80 ms there and back, over 8 connections at most)"),
         (slow_server(), "server", "more workers or replicas, on a machine whose CPUs have less to do"),
         (slow_server(throttled_seconds=0.4, cpus=0.2), "server", "now 0.2 CPUs, which stopped it for 0.40"),
         (slow_server(in_memory=False), "server", "shuffle='blocks'"),

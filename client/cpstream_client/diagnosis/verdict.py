@@ -17,6 +17,8 @@ EXPLAINS = 3.0
 HALF = 0.5
 ALLOWED = 0.7
 """A stream that has so much of what its token may be sent is held up by that, and not by the path."""
+NEAR_S = 0.002
+"""A round trip of no more is of one machine, or one room: nearer would not help."""
 STOPPED = 0.05
 """A quota that stops a process for so much of the time is worth naming."""
 
@@ -118,10 +120,16 @@ def _could_not_run(figures: Figures) -> bool:
 
 def _for_the_network(figures: Figures) -> str:
     half = "" if figures.dtype == "float16" else "dtype='float16' halves the bytes, "
-    far = ""
-    if figures.round_trip_s is not None and figures.round_trip_s > 0.002:
-        far = f" (a packet takes {_ms(figures.round_trip_s)} there and back, over {figures.connections} connections at most)"
-    return f"{half}a cache makes later epochs local (cache='memory' or a directory), or move the trainer closer{far}"
+    cached = f"{half}a cache makes later epochs local (cache='memory' or a directory)"
+    round_trip_s = figures.round_trip_s
+    if round_trip_s is not None and round_trip_s <= NEAR_S:
+        return f"{cached}, or look at what is in between: a proxy, a slow link, or other programs that leave either end no CPU"
+    far = (
+        ""
+        if round_trip_s is None
+        else f" (a packet takes {_ms(round_trip_s)} there and back, over {figures.connections} connections at most)"
+    )
+    return f"{cached}, or move the trainer closer{far}"
 
 
 def _for_the_server(figures: Figures) -> str:

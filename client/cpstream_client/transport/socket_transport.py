@@ -186,9 +186,10 @@ class Exchange(httpx.SyncByteStream):
             self.discard()
             return
         self._done = True
-        if self._line is not None:
-            self._line.disconnect()
-        self._give_back(self._connection, self._head.origin)
+        if self._line is None or self._line.disconnect():
+            self._give_back(self._connection, self._head.origin)
+        else:
+            self._connection.close()
 
     def discard(self) -> None:
         """Close the connection, if it is still ours: what a damaged reply has left in it is no answer to the next request."""

@@ -61,10 +61,11 @@ class Line:
             if self._aborted:  # while it was being opened, when there was no socket yet to shut down
                 self._shut_down()
 
-    def disconnect(self) -> None:
-        """For the transport: the reply is over, and the socket may soon carry another one."""
+    def disconnect(self) -> bool:
+        """For the transport: the reply is over. Whether the socket may carry another one: it may not once it was shut down."""
         with self._lock:
             self._sock = None
+            return not self._aborted
 
     def abort(self) -> None:
         """Wake the thread that waits for bytes, or soon will; it gets an error."""

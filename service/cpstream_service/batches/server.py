@@ -71,7 +71,7 @@ class BatchServer:
     """
 
     def __init__(self, settings: ServeSettings, limits: Limits | None = None) -> None:
-        self._streams = Streams(settings, limits)
+        self.streams = Streams(settings, limits)
         self._settings = settings
         self._executor = ThreadPoolExecutor(GATHER_THREADS, thread_name_prefix="gather")
         self._orders = OrderCache(self._executor)
@@ -200,15 +200,15 @@ class BatchServer:
 
     @property
     def open_streams(self) -> int:
-        return self._streams.count
+        return self.streams.count
 
     def stream(self, client: str, most: int | None = None) -> AbstractContextManager[None]:
         """Within, one stream more is open, of batches or of a file. As Streams.open."""
-        return self._streams.open(client, most)
+        return self.streams.open(client, most)
 
     def chunk_bytes(self, client: str, pace: Pace | None) -> int:
         """How much a stream of this client's may be given at once."""
-        fair = max(FIRST_BYTES, HELD_BYTES // max(1, self._streams.of(client)))
+        fair = max(FIRST_BYTES, HELD_BYTES // max(1, self.streams.of(client)))
         return min(CHUNK_BYTES if pace is None else pace.chunk_bytes, fair)
 
     async def turn(self, client: str) -> None:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
-from conftest import serving
+from conftest import poll, serving
 
 pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
 from looking import barriers, drawn, looking, shoot
@@ -24,6 +25,8 @@ def url(snapshot: Snapshot, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     file = tmp_path_factory.mktemp("tokens") / "tokens.toml"
     file.write_text(f'[people]\ntoken = "{TOKEN}"\n')
     with serving(create_app(snapshot, ServeSettings(tokens_file=file))) as url:
+        figures, headers = f"{url}/v1/splits/train/statistics", {"Authorization": f"Bearer {TOKEN}"}
+        poll(lambda: httpx.get(figures, headers=headers).status_code == 200)  # or a page loads itself again when they are there
         yield url
 
 

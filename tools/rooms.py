@@ -40,6 +40,7 @@ LADDER = (
     "cpstream_client.torch",
     "cpstream_service",
     "cpstream_service.text",
+    "cpstream_service.arrow",
     "cpstream_service.errors",
     "cpstream_service.orphans",
     "cpstream_service.progress",

@@ -106,6 +106,12 @@ def refused(service: Service, fingerprint: object, times: int = 6) -> bool:
         return False
 
 
+def assert_without_pandas(service: Service) -> None:
+    """Its import takes seconds of every stream beside it."""
+    for process in (service.process.pid, *workers_of(service)):
+        assert "/pandas/" not in Path(f"/proc/{process}/maps").read_text()
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_later_byte_of_a_recording_leaves(place: Place, workers: str) -> None:
     with place.service("--workers", workers) as service:
@@ -132,8 +138,7 @@ def test_no_later_byte_of_a_recording_leaves(place: Place, workers: str) -> None
         assert LAST.encode() not in place.held()
         with Client(service.url) as client:
             assert LAST not in client.file_paths("train")
-        for process in (service.process.pid, *workers_of(service)):  # whose import takes seconds, beside streams, at the worst time
-            assert "/pandas/" not in Path(f"/proc/{process}/maps").read_text()
+        assert_without_pandas(service)
         log = service.log.read_text()
         assert LAST not in log
         assert "forgetting: 1 splits are served no more" in log
@@ -241,6 +246,7 @@ def test_kept_predictions_of_a_recording_are_deleted(small: Place) -> None:
         # Who still has its path may send it, and nobody else hears of it.
         again = other.publish("train", "mlp", run)
         assert (again.num_predicted, again.unknown.count, again.unknown.examples) == (39, 1, ())
+        assert_without_pandas(one)
         assert SMALL_LAST.encode() not in bytes_in(small.state)
 
 

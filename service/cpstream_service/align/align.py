@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from cpstream_client.contract.bodies import AlignmentReport, Dropped, RootDifference, SpellingDifference
 
+from ..arrow import strings
 from ..sources.cps_table import CpsTable
 from ..sources.file_rows import FileRows
 from ..sources.rows import HARMLESS, Embeddings, Reason, SourceSplit, rows_per_chunk
@@ -24,7 +25,6 @@ from .differences import Sides, root_differences, spelling_differences
 from .drops import MAX_EXAMPLES, Drops
 from .forget import NOTHING, ForgetList, forgotten
 from .match import PLAIN, Matches, MatchRule, Side, match_paths, normalise_paths
-from .strings import arrow_strings
 
 USUAL_CPS = (1.0, 60.0)
 """Characters per second that people speak; what lies outside is served, with a warning."""
@@ -76,7 +76,7 @@ class AlignedSplit:
     def arrow_paths(self) -> pa.StringArray:
         """The file paths as Arrow has them. Raises ValueError when they exceed 2 GB together."""
         try:
-            return arrow_strings(self.file_paths)
+            return strings(self.file_paths)
         except OverflowError:
             raise ValueError(f"the paths of split {self.name!r} exceed 2 GB") from None
 

@@ -1,4 +1,4 @@
-"""The paths of samples, as Arrow has them, without what pyarrow would import for its own convenience."""
+"""The paths of samples, as Arrow has them."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,11 +8,12 @@ import pyarrow.compute  # or the first `take` of paths imports it, and everybody
 
 from cpstream_client.contract.plan import Indices
 
+from ..arrow import numbers
+
 
 def paths_at(file_paths: pa.StringArray, indices: Indices) -> pa.StringArray:
     """The paths of these samples, in that order. indices (B,) int64."""
-    # pa.array(indices) would do, and import pandas at its first call: a fifth of a second for all who wait.
-    return file_paths.take(pa.Array.from_buffers(pa.int64(), len(indices), [None, pa.py_buffer(np.ascontiguousarray(indices))]))
+    return file_paths.take(numbers(indices))
 
 
 def paths_of(file_paths: pa.StringArray, batches: Sequence[Indices]) -> Iterator[tuple[memoryview, memoryview]]:
@@ -34,9 +35,3 @@ def paths_of(file_paths: pa.StringArray, batches: Sequence[Indices]) -> Iterator
     for size, low, high in zip(sizes.tolist(), ends[first].tolist(), ends[last].tolist(), strict=True):
         yield places[at : at + 4 * (size + 1)], data[low:high]
         at += 4 * (size + 1)
-
-
-def string_scalar(text: str) -> pa.StringScalar:
-    """The text as Arrow has it, to compare paths with: pa.scalar would import pandas, too."""
-    data = text.encode()
-    return pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, len(data)], "<i4")), pa.py_buffer(data))[0]

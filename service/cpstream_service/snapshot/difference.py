@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from ..arrow import values
 from ..errors import Overloaded
 from ..sources.rows import rows_per_chunk
 from .store import Split
@@ -37,10 +38,13 @@ class Difference:
 
 def difference(old: Split, new: Split) -> Difference:
     """Compare by path, to the bit. Reads both splits whole, a few MB at a time: not for the event loop."""
+    import pyarrow as pa
     import pyarrow.compute as pc  # 20 ms
 
-    found = pc.fill_null(pc.index_in(new.file_paths, value_set=old.file_paths), -1)
-    at_old = np.asarray(found).astype(np.int64)
+    found = pc.index_in(new.file_paths, value_set=old.file_paths)
+    at_old = np.full(len(found), -1, np.int64)
+    is_there = values(pc.cast(found.is_valid(), pa.uint8()), np.uint8).astype(np.bool_)
+    at_old[is_there] = values(found, np.int32)[is_there]
     added, in_new = np.flatnonzero(at_old < 0), np.flatnonzero(at_old >= 0)
     in_old = at_old[in_new]
     is_left = np.ones(len(old.cps), np.bool_)

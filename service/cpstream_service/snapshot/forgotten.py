@@ -18,7 +18,7 @@ from cpstream_client.files import no_follow
 
 from ..align.forget import NOTHING, ForgetList, read_forget_list
 from ..align.match import MatchRule, normalise_path
-from ..align.strings import arrow_strings
+from ..arrow import strings
 from ..errors import DataError
 from ..settings import DataSettings, parse_root
 from .dropped import dropped_paths
@@ -76,7 +76,7 @@ class Judge:
         import pyarrow.compute as pc  # 20 ms, which a service without a list has no use for
 
         keys = self._keys([split])
-        if pc.any(pc.is_in(split.file_paths, value_set=arrow_strings(sorted(keys)))).as_py():
+        if pc.any(pc.is_in(split.file_paths, value_set=strings(sorted(keys)))).as_py():
             return True
         if not self.rule.plain:
             names = {self.rule.compared(key, bare) for key in keys for bare in (False, True)}

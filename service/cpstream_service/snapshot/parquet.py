@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cpstream_client.contract.wire import batch_schema
 from cpstream_client.files import no_follow
 
+from ..arrow import numbers
 from .background import at_low_priority
 from .exports import kept
 from .store import Split
@@ -95,12 +96,12 @@ def _write_to(file: IO[bytes], split: Split) -> None:
     ) as writer:
         for low in range(0, len(split.cps), rows):
             part = slice(low, min(low + rows, len(split.cps)))
-            embeddings = pa.array(split.embeddings[part].reshape(-1))
+            embeddings = numbers(split.embeddings[part].reshape(-1))
             arrays = [
-                pa.array(np.arange(part.start, part.stop)),
+                numbers(np.arange(part.start, part.stop)),
                 split.file_paths[part],
-                pa.array(split.cps[part]),
-                *(pa.array(split.labels[name][part]) for name in labels),
+                numbers(split.cps[part]),
+                *(numbers(split.labels[name][part]) for name in labels),
                 pa.FixedSizeListArray.from_arrays(embeddings, type=schema.field("embedding").type),
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=rows)

@@ -4,12 +4,12 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from ..arrow import values
 from ..snapshot.store import Split
 from .reading import Indices
 
@@ -78,7 +78,7 @@ def _matches(split: Split, wanted: Wanted) -> npt.NDArray[np.bool_]:
     if wanted.search is not None:
         found = pc.indices_nonzero(pc.match_substring(split.file_paths, wanted.search, ignore_case=True))
         has_it = np.zeros(len(matches), bool)
-        has_it[_numbers(found)] = True
+        has_it[values(found, np.uint64)] = True
         matches &= has_it
     return matches
 
@@ -91,11 +91,6 @@ def _order(split: Split, column: str, descending: bool) -> Int32s:
         return order[::-1] if descending else order
     if column == "file_path":
         found = pc.array_sort_indices(split.file_paths, order="descending" if descending else "ascending")
-        return _numbers(found).astype(np.int32)
-    values = np.asarray(split.cps if column == "cps" else split.labels[column])
-    return np.argsort(-values if descending else values, kind="stable").astype(np.int32)
-
-
-def _numbers(array: Any) -> npt.NDArray[np.uint64]:
-    """An Arrow array of uint64 without nulls; to_numpy would import pandas."""
-    return np.frombuffer(array.buffers()[1], np.uint64, len(array), 8 * array.offset)
+        return values(found, np.uint64).astype(np.int32)
+    keys = np.asarray(split.cps if column == "cps" else split.labels[column])
+    return np.argsort(-keys if descending else keys, kind="stable").astype(np.int32)

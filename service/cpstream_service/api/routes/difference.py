@@ -15,6 +15,7 @@ from cpstream_client.contract import wire
 from cpstream_client.contract.versions import SplitDifference
 from cpstream_client.contract.wire import ErrorCode
 
+from ...batches.paths import paths_at
 from ...snapshot.difference import Difference
 from ...snapshot.store import Split
 from ...text import harmless
@@ -83,8 +84,8 @@ async def difference_reply(
 
 def difference_of(old: Split, new: Split, found: Difference) -> SplitDifference:
     """Counts, and the first of each kind."""
-    added = new.file_paths.take(found.added[:MAX_EXAMPLES]).to_pylist()
-    removed = old.file_paths.take(found.removed[:MAX_EXAMPLES]).to_pylist()
+    added = paths_at(new.file_paths, found.added[:MAX_EXAMPLES]).to_pylist()
+    removed = paths_at(old.file_paths, found.removed[:MAX_EXAMPLES]).to_pylist()
     return SplitDifference.model_validate(
         {
             "split": new.name,
@@ -118,7 +119,7 @@ def _rows(old: Split, new: Split, found: Difference, change: str, low: int) -> I
         return
     split, indices = (new, found.added[low:high]) if change == "added" else (old, found.removed[low:high])
     for index, path, cps in zip(
-        indices.tolist(), split.file_paths.take(indices).to_pylist(), split.cps[indices].tolist(), strict=True
+        indices.tolist(), paths_at(split.file_paths, indices).to_pylist(), split.cps[indices].tolist(), strict=True
     ):
         at = (None, index, None, cps) if change == "added" else (index, None, cps, None)
         yield change, path, "", *at

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from cpstream_client.contract import bodies, figures, wire
 from cpstream_client.contract.wire import ErrorCode
 
-from ...batches.paths import string_scalar
+from ...arrow import string
 from ...errors import IndexOutOfRange, InvalidParameter, NotFound, shown
 from ...snapshot.store import Split
 from ...statistics.kept import Text, Texts
@@ -165,5 +165,5 @@ def _index(split: Split, parameters: NeighboursParameters) -> int:
 
 def index_of(split: Split, file_path: str) -> int | None:
     """Of the sample of this path. Looks through all of them: not for the event loop."""
-    index = int(pc.index(split.file_paths, string_scalar(file_path)).as_py())
+    index = int(pc.index(split.file_paths, string(file_path)).as_py())
     return None if index < 0 else index

@@ -8,6 +8,8 @@ import pyarrow.compute as pc
 
 from cpstream_client.contract.predictions import Folder, Missed, RunPoints, RunReport, Unmatched
 
+from ...arrow import values
+from ...batches.paths import paths_at
 from ...snapshot.store import Split
 from ..baseline import deciles, errors
 from ..distributions import Doubles
@@ -22,7 +24,7 @@ def judged(name: str, split: Split, found: Predicted) -> RunReport:
     predicted, cps = found.values[has], split.cps[has].astype(np.float64)
     missed = predicted - cps
     worst = has[np.argsort(-np.abs(missed), kind="stable")[:MOST_WORST]]
-    folders = by_folder(split.file_paths.take(has), missed)
+    folders = by_folder(paths_at(split.file_paths, has), missed)
     return RunReport(
         name=name,
         split=split.name,
@@ -37,7 +39,7 @@ def judged(name: str, split: Split, found: Predicted) -> RunReport:
         folders=folders[:MOST_FOLDERS],
         worst=tuple(
             Missed(index=at, file_path=path, cps=float(split.cps[at]), predicted=float(found.values[at]))
-            for at, path in zip(worst.tolist(), split.file_paths.take(worst).to_pylist(), strict=True)
+            for at, path in zip(worst.tolist(), paths_at(split.file_paths, worst).to_pylist(), strict=True)
         ),
         **{kind: Unmatched.model_validate(said) for kind, said in found.unmatched.items()},
     )
@@ -46,13 +48,13 @@ def judged(name: str, split: Split, found: Predicted) -> RunReport:
 def by_folder(paths: pa.StringArray, missed: Doubles) -> tuple[Folder, ...]:
     """The errors of each folder, the worst first. missed (K,): prediction less rate, of the recording at each path."""
     folders = pc.replace_substring_regex(paths, r"(^|/)[^/]*$", "")
-    table = pa.table({"folder": folders, "missed": missed, "off": np.abs(missed)})
-    of_each = table.group_by("folder").aggregate([("off", "mean"), ("missed", "mean"), ("off", "count")])
-    ordered = of_each.sort_by([("off_mean", "descending"), ("folder", "ascending")])
-    return tuple(
-        Folder(folder=row["folder"], count=row["off_count"], mae=row["off_mean"], bias=row["missed_mean"])
-        for row in ordered.to_pylist()
-    )
+    encoded = folders.dictionary_encode()
+    which, names = values(encoded.indices, np.int32), encoded.dictionary.to_pylist()
+    counts = np.bincount(which, minlength=len(names))
+    maes, biases = (np.bincount(which, of_each, len(names)) / counts for of_each in (np.abs(missed), missed))
+    found = zip(names, counts.tolist(), maes.tolist(), biases.tolist(), strict=True)
+    worst_first = sorted(found, key=lambda folder: (-folder[2], folder[0]))
+    return tuple(Folder(folder=name, count=count, mae=mae, bias=bias) for name, count, mae, bias in worst_first)
 
 
 def points(name: str, split: Split, predicted: Doubles) -> RunPoints:

@@ -20,6 +20,7 @@ from cpstream_client.contract.predictions import RunReport
 from cpstream_client.contract.wire import PREDICTED
 from cpstream_client.files import lock, no_follow
 
+from ...arrow import numbers, values
 from ...errors import StateFull
 from ..distributions import Doubles
 
@@ -37,8 +38,8 @@ class Runs:
 
     def keep(self, report: RunReport, predicted: Doubles) -> None:
         """In place of another run of the same name. Raises StateFull, OSError."""
-        values = pa.record_batch(
-            [pa.array(predicted.astype(np.float32))],
+        batch = pa.record_batch(
+            [numbers(predicted.astype(np.float32))],
             schema=pa.schema([(PREDICTED, pa.float32())], metadata={_REPORT: report.model_dump_json()}),
         )
         path = self._path(report.fingerprint, report.name)
@@ -50,8 +51,8 @@ class Runs:
             temporary = self._folder / f"{_WRITING}{secrets.token_hex(8)}"
             try:
                 with open(temporary, "xb", opener=no_follow) as file:
-                    with pa.ipc.new_file(file, values.schema) as writer:
-                        writer.write_batch(values)
+                    with pa.ipc.new_file(file, batch.schema) as writer:
+                        writer.write_batch(batch)
                     file.flush()
                     os.fsync(file.fileno())
                 replaced = path.stat().st_size if path.exists() else 0
@@ -135,7 +136,7 @@ class Runs:
         try:
             with open(path, "rb", opener=no_follow) as file, pa.ipc.open_file(file) as reader:
                 report = RunReport.model_validate_json(reader.schema.metadata[_REPORT])
-                return report, reader.read_all().column(0).to_numpy().astype(np.float64)
+                return report, values(reader.get_batch(0).column(0), np.float32).astype(np.float64)
         except (FileNotFoundError, pa.ArrowException, ValidationError, LookupError, TypeError):
             return None
         except OSError as error:

@@ -12,6 +12,7 @@ import pyarrow.csv
 
 from cpstream_client.contract.wire import ARROW_FILE, ARROW_STREAM, CSV, FILE_PATH, INDEX, PARQUET, PREDICTED
 
+from ...arrow import numbers
 from ...orphans import die_with
 from ...sources.limits import limit_process
 
@@ -134,8 +135,8 @@ def _samples_of_paths(column: pa.ChunkedArray, paths: pa.StringArray) -> npt.NDA
 def _said(column: pa.ChunkedArray, mask: npt.NDArray[np.bool_]) -> list[str]:
     """The first few of the keys where the mask is."""
     first = np.flatnonzero(mask)[:_EXAMPLES]
-    return [str(value)[:_EXAMPLE_CHARS] for value in column.take(first).to_pylist()]
+    return [str(value)[:_EXAMPLE_CHARS] for value in column.take(numbers(first)).to_pylist()]
 
 
 def _paths(paths: pa.StringArray, at: npt.NDArray[np.int64]) -> list[str]:
-    return [path[:_EXAMPLE_CHARS] for path in paths.take(at[:_EXAMPLES]).to_pylist()]
+    return [path[:_EXAMPLE_CHARS] for path in paths.take(numbers(at[:_EXAMPLES])).to_pylist()]

@@ -13,6 +13,8 @@ RATIOS = (
     "streaming-256",
     "float16",
     "take",
+    "sampled",
+    "first-epoch",
     "cache-memory",
     "cache-disk",
     "raw-tcp",

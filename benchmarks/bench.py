@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .data import Data, make_data
 from .findings import Finding
+from .raw_stream import warm
 from .runner import Pass, Side, interleave
 from .service import Service, serving
 
@@ -57,7 +58,9 @@ class Bench:
     def service(self) -> Service:
         data = self.data
         self.progress("starting the service")
-        return self._stack.enter_context(serving(data.folder, self.folder / "snapshots"))
+        service = self._stack.enter_context(serving(data.folder, self.folder / "snapshots"))
+        warm(service, self.folder / "snapshots")
+        return service
 
     @contextmanager
     def scratch(self, name: str) -> Iterator[Path]:

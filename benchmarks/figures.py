@@ -16,7 +16,7 @@ from .bench import Bench, Measurement
 from .data import SPLIT
 from .findings import Finding, Series, at_least, at_most
 from .memory import anonymous_bytes
-from .raw_stream import RawStream
+from .raw_stream import RawStream, warm
 from .runner import quiet
 from .service import Service, serving
 
@@ -36,6 +36,7 @@ def measure_statistics(bench: Bench) -> Iterator[Finding]:
         with bench.scratch("figures") as folder, serving(bench.data.folder, folder) as service:
             took, peak, _ = _computed(service, _wait)
         with bench.scratch("figures") as folder, serving(bench.data.folder, folder) as service:
+            warm(service, folder)
             alone = [_speed(service) for _ in range(bench.options.pick(4, 1))]
             took_beside, _, read = _computed(service, _speed)
         if number:

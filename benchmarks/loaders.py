@@ -54,6 +54,14 @@ def taking(bench: Bench, batch_size: int = BATCH, label: str = "", **options: An
     return Loader(label or f"cpstream take, batch {batch_size}", lambda _: batches, len(bench.data), bench.data.checksum())
 
 
+def sampled(bench: Bench, batch_size: int = BATCH) -> Loader:
+    """Streamed, in the order that a sampler of torch draws."""
+    dataset = StreamingEmbeddingsDataset(bench.service.url, SPLIT, cache=None)
+    sampler = RandomSampler(range(len(bench.data)))
+    batches = loader(dataset, sampler=sampler, batch_size=batch_size)
+    return Loader(f"cpstream by a sampler, batch {batch_size}", lambda _: batches, len(bench.data), bench.data.checksum())
+
+
 def cached(bench: Bench, cache: str, label: str, dataset: type = StreamingEmbeddingsDataset) -> Loader:
     """A later epoch: the first one, which fills the cache, is the warm-up."""
     accepted = inspect.signature(dataset).parameters

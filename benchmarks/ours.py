@@ -8,7 +8,7 @@ from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDa
 
 from .bench import Bench, Measurement
 from .findings import Finding, Series, at_least, at_most, ratio
-from .loaders import cached, local, streaming, taking
+from .loaders import cached, local, sampled, streaming, taking
 from .runner import Batches, Loader, samples_per_s
 
 
@@ -83,12 +83,37 @@ def measure_client_cpu(bench: Bench) -> Iterator[Finding]:
     yield Finding(what="client CPU per GB streamed, batch 256", values=values, unit="s", target=at_most(0.25), sides=(side,))
 
 
+def measure_sampled(bench: Bench) -> Iterator[Finding]:
+    """Batches that a sampler draws in the loop's process, against those of a plan that the service has."""
+    ours, planned = sampled(bench), streaming(bench)
+    passes = bench.interleave(ours, planned)
+    what = "streaming by a RandomSampler against streaming by the plan, batch 256"
+    yield ratio(what, samples_per_s(ours, passes[0]), samples_per_s(planned, passes[1]), at_least(0.9))
+
+
+def measure_first_epoch(bench: Bench) -> Iterator[Finding]:
+    """What it costs to keep a split while it is streamed: a new dataset for each pass, of both sides."""
+
+    def side(cache: str | None) -> Loader:
+        def epoch(number: int) -> Batches:
+            return streaming(bench, cache=cache).epoch(number)
+
+        return Loader(f"cpstream, first epoch, cache={cache!r}", epoch, len(bench.data), bench.data.checksum())
+
+    keeping, without = side("auto"), side(None)
+    passes = bench.interleave(keeping, without)
+    what = "first epoch by default, which keeps the split, against cache=None, batch 256"
+    yield ratio(what, samples_per_s(keeping, passes[0]), samples_per_s(without, passes[1]), at_least(0.95))
+
+
 MEASUREMENTS = (
     _streaming_against_local(256, 2.5),
     _streaming_against_local(32, 2.5),
     _streaming_against_local(4096, None),
     Measurement("float16", measure_half),
     Measurement("take", measure_take),
+    Measurement("sampled", measure_sampled),
+    Measurement("first-epoch", measure_first_epoch),
     _cache("cache-memory", "memory", 'cache="memory"', 4.0),
     _cache("cache-disk", "disk", "cache on disk", None),
     _cache("cache-device", "device", 'cache="device"', None),

@@ -2,16 +2,29 @@
 
 import socket
 import time
+from contextlib import closing
+from pathlib import Path
 
 from cpstream_client.contract.wire import BatchQuery, split_path
+from cpstream_service.snapshot.store import SMALL_PAGES
 
 from .data import SPLIT
+from .processes import START_TIMEOUT_S
 from .service import Service
 
 REQUEST_SAMPLES = 20_000
 """Of one request: about the 64 MB that the client asks for at a time."""
 _RECEIVE_BYTES = 1024**2
 _HEAD_BYTES = 8192
+
+
+def warm(service: Service, snapshots: Path) -> None:
+    """Read a little of a stream, and wait until the service has put its files into huge pages, once for all."""
+    with closing(RawStream(service, 1, None)) as stream:
+        stream.read_until(time.perf_counter() + 0.2)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while any(snapshots.glob(f"*/*/{SMALL_PAGES}")) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 class RawStream:

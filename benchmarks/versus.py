@@ -23,7 +23,7 @@ from rich.table import Table
 from .data import SPLIT, make_data
 from .memory import settled
 from .processes import ROOT, answer, ask, end, environment
-from .raw_stream import RawStream
+from .raw_stream import RawStream, warm
 from .service import Service, serving
 from .startup import UNPICKLE
 
@@ -129,6 +129,7 @@ def running(commit: Commit, source: Path, folder: Path) -> Iterator[None]:
             command, env=environment(commit.env), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         try:
+            warm(commit.service, folder / commit.name)
             yield
         finally:
             end(commit.trainer)

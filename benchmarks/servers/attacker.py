@@ -162,6 +162,13 @@ def a_letter(attacker: Attacker, sock: socket.socket) -> None:
     sock.recv(1)
 
 
+def half_once(attacker: Attacker, sock: socket.socket) -> None:
+    """A batch: whole epochs would be one more good trainer."""
+    sock.sendall(attacker.head("GET", f"{BATCHES}?dtype=float16&limit=1"))
+    attacker.take_reply(sock)
+    sock.recv(1)
+
+
 def no_more(attacker: Attacker, sock: socket.socket) -> None:
     sock.sendall(attacker.head("GET", BATCHES))
     sock.recv(12)
@@ -193,7 +200,8 @@ ATTACKS: dict[str, Attack] = {
     "256 readers that stop": in_threads(256, no_more, 4096),
     "1,500 connections, open files limited to 1,024": in_threads(1500, nothing),
     "1,500 heads begun, open files limited to 1,024": in_threads(1500, a_letter),
-    "float16, first time": query("GET", "dtype=float16&limit=1"),  # or the rest would be one more good trainer
+    "float16, first time": in_threads(1, half_once),
+    "float16, a batch a request": query("GET", "dtype=float16&limit=1"),
 }
 
 

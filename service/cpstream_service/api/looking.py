@@ -19,8 +19,11 @@ async def looking(look: Callable[[], Awaitable[None]], every_s: Callable[[], flo
             await asyncio.sleep(every_s())
             try:
                 await look()
-            except Exception:  # such as a full disk: what is served goes on
-                logger.exception("%s", failed)
+            except Exception as error:  # what is served goes on
+                if isinstance(error, OSError):  # such as a full disk, or no more files
+                    logger.error("%s: %s", failed, error)
+                else:
+                    logger.exception("%s", failed)
                 await asyncio.sleep(_PAUSE_S)
 
     task = asyncio.ensure_future(look_on())

@@ -37,6 +37,7 @@ _CLOSE_S = 2.0
 _FOLDERS = re.compile(r"(?<![\w:/.])(?:/[^\s/:;,'\"]+)+/")
 """The folders of an absolute path; not a URL's."""
 START = "the service starts"
+_UNABLE = "the data is served as before, and cannot be reloaded now"
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,11 @@ class Keeper(threading.Thread):
         """What is served goes on, whatever happens here."""
         try:
             self._look()
-        except Exception:
-            logger.exception("the data is served as before, and cannot be reloaded now; tried again in %d s", _AGAIN_S)
+        except Exception as error:
+            if isinstance(error, OSError):  # such as a full disk, or no more files
+                logger.error("%s, tried again in %d s: %s", _UNABLE, _AGAIN_S, error)
+            else:
+                logger.exception("%s, tried again in %d s", _UNABLE, _AGAIN_S)
             self._ended.wait(_AGAIN_S)
 
     def _look(self) -> None:

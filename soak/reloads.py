@@ -105,7 +105,8 @@ def asked(url: str, method: str = "GET") -> Any:
 def reload(url: str) -> None:
     """Raises SystemExit where it fails."""
     number = asked(f"{url}/v1/reload", "POST")["number"]
-    while (last := asked(f"{url}/v1/versions")["last_reload"])["number"] < number:
+    # None for a moment: the first version is served before it is told that it is.
+    while (last := asked(f"{url}/v1/versions")["last_reload"]) is None or last["number"] < number:
         time.sleep(0.05)
     if last["outcome"] != "succeeded":
         raise SystemExit(f"soak.reloads: {last}")

@@ -95,9 +95,9 @@ def test_epochs_through_faults_equal_torch(
                 steps += 1
             assert steps == len(dataset), where
             epoch += 1
-            assert not long_path or long_path[-1].connections == max_connections
             assert epoch < 60, f"too few faults: {where}"
-    assert bool(long_path) == (max_connections > 1 and not num_workers)
+    if not num_workers:  # in single epochs they may be fewer, for the proxy refuses some requests as an overloaded service does
+        assert max((flow.connections for flow in long_path), default=1) == max_connections
     case = f"{dtype}, {num_workers} workers, {max_connections} connections"
     print(f"{case}: {proxy.counts.total()} faults in {epoch} epochs: {dict(proxy.counts)}")
 
@@ -129,9 +129,8 @@ def test_epochs_over_tls_through_faults_equal_torch(
                 assert np.array_equal(embedding.numpy().view(np.uint32), split.embeddings[indices].view(np.uint32))
                 assert np.array_equal(cps.numpy(), split.cps[indices])
             epoch += 1
-            assert not long_path or long_path[-1].connections == max_connections
             assert epoch < 60, f"too few faults: {dict(proxy.counts)}"
-    assert bool(long_path) == (max_connections > 1)
+    assert max((flow.connections for flow in long_path), default=1) == max_connections
 
 
 def test_epochs_of_two_ranks_through_faults_while_their_caches_fill(server: Server) -> None:

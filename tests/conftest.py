@@ -10,6 +10,7 @@
     forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
     long_path   every path needs as many connections as there may be, and requests are small; the Flow of each iteration
+    short_path  no path needs more than one, however long a busy machine takes for an answer
 
 Helpers, by `from conftest import ...`:
 
@@ -128,6 +129,7 @@ def serving(app: ASGIApp, port: int = 0, loop: str = "asyncio", host: str = "127
     scheme, name = "https" if "ssl_certfile" in config else "http", f"[{host}]" if ":" in host else host
     url = f"{scheme}://{name}:{sock.getsockname()[1]}"
     settings = {"loop": loop, "http": "httptools", "access_log": False, "log_config": None, "timeout_graceful_shutdown": 1}
+    settings["timeout_keep_alive"] = 75  # as `cpstream serve` has it; uvicorn's 5 s are little for a client that stands still
     server = UvicornServer(uvicorn.Config(app, **{"proxy_headers": False, **settings, **config}))
     thread = threading.Thread(target=server.run, args=([sock],), name="uvicorn")
     thread.start()
@@ -204,6 +206,11 @@ def lengthen(set_to: Callable[[object, str, object], None] = setattr) -> list[Fl
 @pytest.fixture
 def long_path(monkeypatch: pytest.MonkeyPatch) -> list[Flow]:
     return lengthen(monkeypatch.setattr)
+
+
+@pytest.fixture
+def short_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "ROUND_TRIP_PER_CONNECTION_S", 1000.0)
 
 
 @pytest.fixture(scope="session")

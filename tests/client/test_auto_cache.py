@@ -47,6 +47,7 @@ class Requests:
         return [path.rsplit("/", 1)[1] for path in paths]
 
 
+@pytest.mark.usefixtures("short_path")
 def test_later_epochs_ask_only_whether_the_data_is_the_same(server: Server) -> None:
     requests = Requests(server.url)
     train = StreamingEmbeddingsDataset(requests.client, "train", batch_size=64, shuffle=True, seed=2)
@@ -82,6 +83,7 @@ def test_epochs_that_are_gathered_ahead_are_exact_wherever_they_are_left(server:
             assert_same([batch[1:] for batch in batches], wanted[left_at:])
 
 
+@pytest.mark.usefixtures("short_path")
 def test_random_access_asks_for_each_sample_once(server: Server) -> None:
     requests = Requests(server.url)
     dev, twin = RemoteEmbeddingsDataset(requests.client, "dev"), local("dev")

@@ -42,6 +42,7 @@ from cpstream_client.stream import fetch
 from cpstream_client.stream.backlog import Backlog
 from cpstream_client.stream.course import Course
 from cpstream_client.torch import StreamingEmbeddingsDataset
+from cpstream_client.transport import connection as connection_module
 from cpstream_client.transport.retry import Patience
 from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
@@ -204,8 +205,9 @@ def test_one_client_serves_many_threads(server: Server) -> None:
     assert 1 <= kept <= 8
 
 
-def test_a_forked_process_opens_its_own_connections(server: Server) -> None:
+def test_a_forked_process_opens_its_own_connections(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a shared socket, parent and child would read each other's replies."""
+    monkeypatch.setattr(connection_module, "_MAX_IDLE_S", 60.0)  # it lives on, however long the child takes
     with Client(server.url) as client:
         client.split("train")
         (connection,) = idle(client)

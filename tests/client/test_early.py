@@ -30,6 +30,7 @@ class Watched:
 
     app: ASGIApp
     at: Callable[[str, str], Any] = lambda path, query: None
+    metadata_after: int = 0  # so many requests for batches: before that, what is asked for them waits
     metadata: int = 0
     batches: list[str] = field(default_factory=list)
 
@@ -42,6 +43,8 @@ class Watched:
             self.batches.append(query)
         else:
             self.metadata += 1
+            while len(self.batches) < self.metadata_after:
+                await asyncio.sleep(0.001)
         instead = self.at(path, query)
         await ((await instead if asyncio.iscoroutine(instead) else instead) or self.app)(scope, receive, send)
 
@@ -67,12 +70,7 @@ def test_the_first_batch_is_asked_for_beside_the_metadata(
     snapshot: Snapshot, long_path: list[Flow], cache: str | None, use: str
 ) -> None:
     with watched(snapshot) as (url, app):
-
-        async def after_the_first_batch_was_asked_for(path: str, query: str) -> None:
-            while path != "batches" and not app.batches:
-                await asyncio.sleep(0.001)
-
-        app.at = after_the_first_batch_was_asked_for  # or never
+        app.metadata_after = 1  # or never
         train = StreamingEmbeddingsDataset(url, "train", batch_size=32, shuffle=True, seed=5, cache=cache, retry=RETRY)
         batches = train if use == "dataset" else loader(train)
         for epoch in range(3):
@@ -84,6 +82,7 @@ def test_the_first_batch_is_asked_for_beside_the_metadata(
         assert train.stats()["reconnects"] == 0
 
 
+@pytest.mark.usefixtures("short_path")
 def test_a_near_service_is_asked_for_its_metadata_first(snapshot: Snapshot) -> None:
     with watched(snapshot) as (url, app):
         train = StreamingEmbeddingsDataset(url, "train", batch_size=32, shuffle=True, cache=None)
@@ -103,6 +102,7 @@ def test_an_early_reply_that_is_no_use_is_asked_for_again(snapshot: Snapshot, lo
     }[kind]
     with watched(snapshot) as (url, app):
         app.at = lambda path, query: instead if path == "batches" and "fingerprint=" not in query else None
+        app.metadata_after = 1
         train = StreamingEmbeddingsDataset(url, "train", batch_size=32, shuffle=True, cache=None, retry=RETRY)
         assert_same(train, epoch_of(local("train"), batch_size=32))
         assert len(app.early) == train.stats()["reconnects"] == 1
@@ -111,6 +111,7 @@ def test_an_early_reply_that_is_no_use_is_asked_for_again(snapshot: Snapshot, lo
 def test_a_resumed_epoch_begins_with_the_batch_that_is_next(snapshot: Snapshot, long_path: list[Flow]) -> None:
     with watched(snapshot) as (url, app):
         options: dict[str, Any] = {"batch_size": 32, "shuffle": True, "cache": None, "retry": RETRY}
+        app.metadata_after = 1
         first = StreamingEmbeddingsDataset(url, "train", **options)
         next(iter(first))
         state = first.state_dict()
@@ -119,6 +120,7 @@ def test_a_resumed_epoch_begins_with_the_batch_that_is_next(snapshot: Snapshot, 
         assert_same(again, epoch_of(local("train"), batch_size=32)[1:])
         assert len(app.early) == 1
         # Ranks have batches of their own.
+        app.metadata_after = len(app.batches) + 1
         rank = StreamingEmbeddingsDataset(url, "train", **options, rank=1, world_size=2)
         assert_same(rank, epoch_of(local("train"), batch_size=32, rank=1, world_size=2))
         assert "rank=1" in app.early[1]

@@ -26,6 +26,7 @@ from cpstream_service.app import create_app
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
+pytestmark = pytest.mark.usefixtures("short_path")  # requests are counted
 RETRY = Retry(timeout_s=30, first_delay_s=0.01, max_delay_s=0.05, contact_timeout_s=30)
 QUERY = BatchQuery(batch_size=8, shuffle="uniform", seed=4, columns=("embedding", "index"))
 
@@ -247,7 +248,8 @@ def test_when_all_are_dead_the_error_names_them() -> None:
             reserved = stack.enter_context(socket.socket())
             reserved.bind(("127.0.0.1", 0))
             urls.append(f"http://127.0.0.1:{reserved.getsockname()[1]}")
-        impatient = Retry(timeout_s=0.5, first_delay_s=0.01, max_delay_s=0.02, contact_timeout_s=0.5)
+        # All three must have been tried by then.
+        impatient = Retry(timeout_s=3, first_delay_s=0.05, max_delay_s=0.1, contact_timeout_s=3)
         with pytest.raises(TransportError) as caught:
             client(urls, retry=impatient).splits()
         for url in urls:

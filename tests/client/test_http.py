@@ -3,6 +3,7 @@
 Each with a real server, and each streams an epoch through StreamingEmbeddingsDataset.
 """
 
+import asyncio
 import os
 import pickle
 import re
@@ -38,7 +39,7 @@ from cpstream_service.credentials import Credentials
 from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
-pytestmark = FORKING
+pytestmark = [*FORKING, pytest.mark.usefixtures("short_path")]  # requests are counted
 PATIENT = Retry(timeout_s=300, contact_timeout_s=300)
 """So that only what is final at once ends before the test's own timeout."""
 
@@ -204,7 +205,7 @@ def test_a_reply_without_a_length_that_is_cut_is_noticed(server: Server, framing
             return False
 
     with Cutting(upstream=server.url, framing=framing) as proxy:
-        check_epoch(proxy.url, retry=Retry(first_delay_s=0.01))
+        check_epoch(proxy.url, retry=Retry(first_delay_s=0.01, max_delay_s=0.05))
     assert cuts
 
 
@@ -279,16 +280,26 @@ def test_a_token_file_that_changes_under_a_running_epoch(
     mine.write_text("old\n")
     settings = ServeSettings(tokens_file=tokens)
     credentials = Credentials(settings)
+    app, changes = create_app(snapshot, settings, credentials=credentials), threading.Event()
+
+    async def held(scope: Scope, receive: Receive, send: Send) -> None:
+        """What is asked for in between would be refused twice."""
+        while changes.is_set():
+            await asyncio.sleep(0.001)
+        await app(scope, receive, send)
+
     monkeypatch.delenv("CPSTREAM_TOKEN", raising=False)
     monkeypatch.setenv("CPSTREAM_TOKEN_FILE", str(mine))
     monkeypatch.setattr(http_options, "_LOOK_EVERY_S", 0.0)
-    with serving(create_app(snapshot, settings, credentials=credentials)) as url:
+    with serving(held) as url:
         client = pickle.loads(pickle.dumps(Client(url)))
         batches = client.batches("train", batch_size=64)
         got = [next(batches).index]
+        changes.set()
         mine.write_text("newest\n")
         tokens.write_text('[trainers]\ntoken = "newest"\n')
         credentials.read_again()
+        changes.clear()
         got += [batch.index for batch in batches]
         assert np.array_equal(np.concatenate(got), np.arange(1800))
         mine.unlink()  # between an old and a new one

@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from cpstream_client.stream import chosen as chosen_module
 from cpstream_client.stream import course as course_module
 from cpstream_client.torch import RemoteEmbeddingsDataset, StreamingEmbeddingsDataset, loader
 
-pytestmark = FORKING
+pytestmark = [*FORKING, pytest.mark.usefixtures("short_path")]
 BATCH_SIZE, STEPS = 100, 18
 BATCH_BYTES = BATCH_SIZE * (154 * 4 + 4)
 
@@ -82,14 +84,15 @@ def throttled(url: str, bytes_per_s: float) -> Iterator[str]:
             each.close()
 
 
-def run(batches: Any, compute_s: float) -> tuple[float, float]:
-    """Seconds that the loop took, and those of them in which it computed."""
-    began, computed = time.monotonic(), 0.0
+def run(batches: Any, compute_s: float) -> tuple[float, list[float], list[float]]:
+    """Seconds that the loop took, those of them in which it computed, and those that went into fetching meanwhile, by step."""
+    began, computed, fetched = time.monotonic(), [], [0.0]
     for _ in batches:
         then = time.monotonic()
         time.sleep(compute_s)
-        computed += time.monotonic() - then
-    return time.monotonic() - began, computed
+        fetched.append(batches.stats()["background_ms"]["fetch"] / 1e3)
+        computed.append(time.monotonic() - then)
+    return time.monotonic() - began, computed, [later - sooner for sooner, later in pairwise(fetched)]
 
 
 @pytest.mark.parametrize("way", ["dataset", "loader", "worker", "sampler"])
@@ -104,16 +107,14 @@ def test_a_loop_that_is_faster_than_its_server_waits_for_the_rest(server: Server
             batches = loader(train, sampler=RandomSampler(range(1800)), batch_size=BATCH_SIZE)
         elif way != "dataset":
             batches = loader(train, num_workers=int(way == "worker"))
-        took, computed = run(batches, compute_s)
+        took, computed, fetched = run(batches, compute_s)
         stats = batches.stats()
     waited_s = stats["exposed_ms"]["total"] / 1e3
     assert stats["steps"] == STEPS
-    assert waited_s == pytest.approx(took - computed, rel=0.1)  # all of the loop's time is its compute or its wait
-    # As if nothing were fetched ahead it would be all of a batch's time, and 0 if only what is asked for late counted. (The first
-    # batch aside, for which connections are opened and workers started.) On a busy machine both take longer than was asked for.
-    fetched, computed = stats["background_ms"]["fetch"] / 1e3 / STEPS, computed / STEPS
-    assert 0.7 * (fetched - computed) < (waited_s - stats["exposed_ms"]["max"] / 1e3) / (STEPS - 1) < 0.8 * fetched
-    assert 0.6 * (fetched - computed) < stats["exposed_ms"]["p50"] / 1e3 < 0.8 * fetched
+    assert waited_s == pytest.approx(took - sum(computed), rel=0.1)  # all of the loop's time is its compute or its wait
+    # As if nothing were fetched ahead it would be all of a batch's time, and 0 if only what is asked for late counted. On a busy
+    # machine both take longer than was asked for, and a step in which it stands still says nothing of the others.
+    assert 0.6 * (median(fetched) - median(computed)) < stats["exposed_ms"]["p50"] / 1e3 < 0.8 * median(fetched)
     assert stats["exposed_ms"]["p99"] == pytest.approx(stats["exposed_ms"]["max"], rel=0.05)
     assert stats["background_ms"]["fetch"] / 1e3 > 0.8 * STEPS * fetch_s
     assert stats["bytes"] >= 1800 * 620
@@ -124,11 +125,14 @@ def test_a_loop_that_is_faster_than_its_server_waits_for_the_rest(server: Server
 def test_a_loop_that_is_slower_than_its_server_does_not_wait(server: Server) -> None:
     train = StreamingEmbeddingsDataset(server.url, "train", batch_size=BATCH_SIZE)
     batches = loader(train)
+    waited = [0.0]
     for step, _ in enumerate(batches):
         if step == 0:  # a step that takes longer than all the others' batches
             poll(lambda: batches.stats()["bytes"] >= 1800 * 620)
+        waited.append(batches.stats()["exposed_ms"]["total"])
     stats = batches.stats()
-    assert stats["exposed_ms"]["total"] - stats["exposed_ms"]["max"] < 0.3 * stats["exposed_ms"]["max"]  # the first batch, mostly
+    first, *others = [later - sooner for sooner, later in pairwise(waited)]
+    assert sum(sorted(others)[: STEPS // 2]) < 0.3 * first  # in the others a busy machine may stand still
     assert stats["exposed_ms"]["p50"] < 10
     assert stats["queue"]["depth"] > 2
 

@@ -47,7 +47,7 @@ def start(_: None, folder: Path) -> Iterator[Failing]:
 WAYS = {Random(f"0:failing:{i}").randbytes(4): i for i in range(60)}
 
 if __name__ == "__main__":
-    runs.HANG_S = 1.0
+    runs.HANG_S = 6.0  # longer than a busy machine stands still
     outcome = runs.run(Target("failing", lambda _: None, start), None, Path(sys.argv[1]), seed=0, count=60, jobs=2)
     counts = " ".join(f"{kind} {count}" for kind, count in sorted(outcome.counts.items()))
     print(f"tried {outcome.tried} accepted {outcome.accepted} {counts} refused {outcome.refused}")

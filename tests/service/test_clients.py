@@ -28,7 +28,7 @@ def client_at(url: str, address: str) -> httpx.Client:
 
 
 def test_one_client_cannot_take_all_streams(run_server: Callable[..., Server], snapshot: Snapshot) -> None:
-    server = run_server(snapshot=grown(snapshot, "train", 50_000), max_streams=3, max_streams_per_client=2)
+    server = run_server(snapshot=grown(snapshot, "train", 50_000), max_streams=4, max_streams_per_client=2)
     path = "/v1/splits/train/batches"
     with client_at(server.url, "127.0.0.1") as same, client_at(server.url, "127.0.0.2") as other:
         with stalled_stream(server.url, path), stalled_stream(server.url, path):

@@ -5,11 +5,13 @@ import json
 import os
 import random
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,29 +44,44 @@ def run(command: Sequence[str], code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-def run_and_signal(command: Sequence[str], checkpoint: Path, signum: int, whom: Callable[[int], int] = int) -> tuple[int, str]:
-    """Run until a random number of new checkpoints, send a signal to whom(pid), wait for the end. Returns exit code and output."""
-    last, new = version(checkpoint), random.randint(1, 15)
-    process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while new:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.001)
-        if (now := version(checkpoint)) != last:
-            last, new = now, new - 1
-    os.kill(whom(process.pid), signum)
-    output, _ = process.communicate(timeout=240)
-    return process.returncode, output
+def run_and_signal(command: Sequence[str], out: Path, signum: int, whom: Callable[[int], int] = int) -> tuple[int, str]:
+    """Run until a random number of new checkpoints, send a signal to whom(pid), wait for the end. Returns exit code and output.
+
+    From the start again where the training got to its end before: this process may have stood still meanwhile.
+    """
+    for _ in range(10):
+        shutil.rmtree(out, ignore_errors=True)
+        last, new = None, random.randint(1, 15)
+        process = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        while new and process.poll() is None:
+            time.sleep(0.001)
+            if (now := version(out / "checkpoint.pt")) != last:
+                last, new = now, new - 1
+        if process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(whom(process.pid), signum)
+        output, _ = process.communicate(timeout=240)
+        got_to_its_end = (out / "checkpoint.pt").exists() and len(checkpoint_of(out)["history"]) == EPOCHS
+        if not got_to_its_end:
+            return process.returncode, output
+    raise AssertionError(output)
 
 
-def version(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
+def version(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def rank_1_of(launcher: int) -> int:
-    """Process id of rank 1 among the children of torchrun."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    (pid,) = [int(child) for child in children if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes()]
-    return pid
+    """Process id of rank 1 among the children of torchrun. Raises ProcessLookupError where it has ended."""
+    with suppress(FileNotFoundError):
+        for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+            if b"\0RANK=1\0" in Path(f"/proc/{child}/environ").read_bytes():
+                return int(child)
+    raise ProcessLookupError
 
 
 def checkpoint_of(out: Path) -> dict[str, Any]:
@@ -105,7 +122,7 @@ def test_training_reports_every_epoch(trained: Path) -> None:
 
 def test_local_training_is_the_same_to_the_bit_though_stopped(trained: Path, tmp_path: Path) -> None:
     command = python("train_model.py", *LOCAL, *STEPS, "--out", str(tmp_path))
-    code, output = run_and_signal(command, tmp_path / "checkpoint.pt", random.choice([signal.SIGINT, signal.SIGTERM]))
+    code, output = run_and_signal(command, tmp_path, random.choice([signal.SIGINT, signal.SIGTERM]))
     assert code in (128 + signal.SIGINT, 128 + signal.SIGTERM), output
     assert len(checkpoint_of(tmp_path)["history"]) < EPOCHS
     run(shlex.split(output.splitlines()[-1].partition("to go on: ")[2]))  # what it says is what goes on
@@ -128,7 +145,7 @@ def test_predictions_name_each_recording_of_the_split(trained: Path, server: Ser
 
 def test_killed_and_resumed_training_ends_with_the_same_weights(trained: Path, server: Server, tmp_path: Path) -> None:
     command = python("train_model.py", "--url", server.url, *STEPS, "--out", str(tmp_path), "--resume")
-    code, output = run_and_signal(command, tmp_path / "checkpoint.pt", signal.SIGKILL)
+    code, output = run_and_signal(command, tmp_path, signal.SIGKILL)
     assert code == -signal.SIGKILL, output
     assert len(checkpoint_of(tmp_path)["history"]) < EPOCHS
     run([*command, "--workers", "1"])
@@ -140,7 +157,7 @@ def test_two_ranks_lose_one_and_resume_with_the_same_weights(server: Server, tmp
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     run(torchrun(undisturbed, "--url", server.url))
     command = torchrun(disturbed, "--url", server.url, "--resume")
-    code, output = run_and_signal(command, disturbed / "checkpoint.pt", signal.SIGKILL, rank_1_of)
+    code, output = run_and_signal(command, disturbed, signal.SIGKILL, rank_1_of)
     assert code == 1, output
     run(command)
 

@@ -70,11 +70,19 @@ def proxied(folder: Path, *urls: str, add: str = "", until: int = 200) -> Iterat
 
     add: a line of its backend. until: the status of /readyz from which on it is ready for the test.
     """
-    assert HAPROXY is not None
-    ports = []
-    for _ in range(2):
-        with bound() as sock:
-            ports.append(sock.getsockname()[1])
+    for _ in range(5):  # another process may take a port before HAProxy does
+        with _started(folder, urls, add) as (process, url):
+            poll(lambda: process.poll() is not None or answers(url, until))
+            if process.poll() is None:
+                yield url
+                return
+    raise AssertionError((folder / "haproxy.log").read_text())
+
+
+@contextmanager
+def _started(folder: Path, urls: tuple[str, ...], add: str) -> Iterator["tuple[subprocess.Popen[bytes], str]"]:
+    with bound() as one, bound() as other:
+        ports = [sock.getsockname()[1] for sock in (one, other)]
     text = CONFIGURATION.read_text()
     text = text.replace("bind :8000", f"bind 127.0.0.1:{ports[0]}").replace("bind :8404", f"bind 127.0.0.1:{ports[1]}")
     servers = [f"    server replica{number} {url.partition('://')[2]}" for number, url in enumerate(urls)]
@@ -83,12 +91,9 @@ def proxied(folder: Path, *urls: str, add: str = "", until: int = 200) -> Iterat
         text.replace("init-addr none", "").replace("resolvers engine resolve-prefer", "resolve-prefer")
     )
     with (folder / "haproxy.log").open("wb") as log:
-        process = subprocess.Popen([HAPROXY, "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
+        process = subprocess.Popen([str(HAPROXY), "-db", "-f", str(folder / "haproxy.cfg")], stdout=log, stderr=log)
     try:
-        url = f"http://127.0.0.1:{ports[0]}"
-        poll(lambda: process.poll() is not None or answers(url, until))
-        assert process.poll() is None, (folder / "haproxy.log").read_text()
-        yield url
+        yield process, f"http://127.0.0.1:{ports[0]}"
     finally:
         process.kill()
         process.wait()
@@ -184,7 +189,7 @@ def test_to_a_service_with_tls(snapshot: Snapshot, tmp_path: Path) -> None:
             batch = client.take("train", [3, 1])
             assert np.array_equal(batch.embeddings, snapshot.splits["train"].embeddings[[3, 1]])
         with proxied(tmp_path, service.url, add=line.replace("ca.pem", "other.pem"), until=503) as url:
-            assert "SSL handshake failure" in (tmp_path / "haproxy.log").read_text()
+            poll(lambda: "SSL handshake failure" in (tmp_path / "haproxy.log").read_text())
 
 
 @pytest.mark.skipif(not (has_engine() and compose_command()), reason="no Docker Engine with Compose answers")

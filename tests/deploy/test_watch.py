@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import Server
+from conftest import Server, poll
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +41,7 @@ def test_every_metric_and_label_of_dashboard_and_alerts_is_there(run_server: Cal
     url = run_server().url
     for path in ("dev/batches?limit=1", "nowhere"):  # so that each metric with labels has a series
         httpx.get(f"{url}/v1/splits/{path}")
+    poll(lambda: 'status="404"' in httpx.get(f"{url}/metrics").text and 'status="200"' in httpx.get(f"{url}/metrics").text)
     labels: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(httpx.get(f"{url}/metrics").text):
         for sample in family.samples:

@@ -115,7 +115,7 @@ def running_chroma(path: Path) -> Iterator[int]:
                 return
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(30)
+            process.wait(90)
     raise AssertionError("the Chroma server did not start")
 
 

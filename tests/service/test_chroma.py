@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import bound
 from data import chroma_port, cps_of, make_rows, make_settings, running_chroma, write_cps, write_dataset  # noqa: F401
 
 from cpstream_service.errors import AlignmentError, DataError, SourceUnavailableError
@@ -227,14 +228,15 @@ def test_the_last_good_snapshot_serves_while_the_server_is_away(tmp_path: Path) 
             assert second.snapshot.splits["dev"].info.num_samples == 8
             old = first.snapshot.path
     del first  # nobody has it open any more
-    stale = load(settings)
-    assert stale.stale_reason is not None
-    assert f"no Chroma server answers at http://127.0.0.1:{port}" in stale.stale_reason
-    assert "serving the snapshot of 20" in stale.stale_reason
-    assert stale.snapshot.fingerprint == second.snapshot.fingerprint
-    assert not old.exists()
-    with pytest.raises(SourceUnavailableError):
-        load(replace(settings, collection_name="other"))
-    (second.snapshot.path / "dev" / "cps.npy").write_bytes(b"")
-    with pytest.raises(SourceUnavailableError):
-        load(settings)
+    with bound(port):  # so that no other process listens there
+        stale = load(settings)
+        assert stale.stale_reason is not None
+        assert f"no Chroma server answers at http://127.0.0.1:{port}" in stale.stale_reason
+        assert "serving the snapshot of 20" in stale.stale_reason
+        assert stale.snapshot.fingerprint == second.snapshot.fingerprint
+        assert not old.exists()
+        with pytest.raises(SourceUnavailableError):
+            load(replace(settings, collection_name="other"))
+        (second.snapshot.path / "dev" / "cps.npy").write_bytes(b"")
+        with pytest.raises(SourceUnavailableError):
+            load(settings)

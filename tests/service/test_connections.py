@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def serving(folder: Path, open_files: int | None = None, code: str = "") -> Iter
         yield found[1], log
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(90)
 
 
 def _answers(url: str) -> bool:
@@ -136,7 +136,7 @@ def test_connections_that_ask_nothing_give_way_and_no_others(few_files: tuple[st
         size = int(httpx.head(f"{url}/v1/splits/train/embeddings.npy").headers["content-length"])
         while size > 0:
             size -= len(streaming.recv(2**20))
-        assert "connections that asked nothing, as there may be no more than" in log.read_text()
+        poll(lambda: "connections that asked nothing, as there may be no more than" in log.read_text())
         assert "cannot accept" not in log.read_text()
 
 
@@ -276,10 +276,16 @@ def test_requests_of_one_client_begin_in_turn_and_in_order() -> None:
 
 
 def test_a_body_that_nobody_wanted_is_not_read_for_ever(impatient: str) -> None:
-    with closing(connect(impatient)) as sock:
-        sock.sendall(b"POST /v1/splits HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
-        assert sock.recv(100).startswith(b"HTTP/1.1 405 ")
-        poll(lambda: _is_closed(sock))
+    def is_closed_once_answered() -> bool:
+        with closing(connect(impatient)) as sock, suppress(ConnectionError):
+            sock.sendall(b"POST /v1/splits HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")
+            if reply := sock.recv(100):
+                assert reply.startswith(b"HTTP/1.1 405 ")
+                poll(lambda: _is_closed(sock))
+                return True
+        return False
+
+    poll(is_closed_once_answered)  # it is closed before where this process stands still
 
 
 def _is_closed(sock: socket.socket) -> bool:
@@ -295,12 +301,17 @@ def test_connections_that_do_not_ask_are_closed(impatient: str) -> None:
     for said in (b"", b"GET / HTTP/1.1\r\nX: "):
         with closing(connect(impatient)) as sock:
             sock.sendall(said)
-            assert sock.recv(1) == b""
-    with closing(connect(impatient)) as sock:  # the second request of a connection, too, but not while it is answered
-        sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /li")
-        reply = b"".join(iter(lambda: sock.recv(1000), b""))  # until it is closed
-        assert reply.startswith(b"HTTP/1.1 200 ")
-        assert reply.endswith(b"}\n")
+            with suppress(ConnectionError):  # where it was said too late
+                assert sock.recv(1) == b""
+
+    def is_answered_and_closed() -> bool:
+        with closing(connect(impatient)) as sock, suppress(ConnectionError):
+            sock.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\nGET /li")
+            reply = b"".join(iter(lambda: sock.recv(1000), b""))  # until it is closed
+            return reply.startswith(b"HTTP/1.1 200 ") and reply.endswith(b"}\n")
+        return False
+
+    poll(is_answered_and_closed)  # the second request of a connection, too, but not while it is answered
 
 
 @pytest.mark.parametrize("tick_s", [0, 0.002])

@@ -47,7 +47,7 @@ class Process:
     def close(self) -> None:
         self.http.close()
         self.process.terminate()
-        self.process.wait(30)
+        self.process.wait(90)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ import httpx
 import pytest
 import trustme
 from command import COMMAND, Service, environment, serve
+from conftest import poll
 
 from cpstream_client.contract.bodies import Measurement
 from cpstream_client.cpus import cpu_limit, throttled_s
@@ -214,6 +215,10 @@ def test_what_is_wrong_is_one_line(service: Service, tmp_path: Path, capsys: pyt
 
 
 def test_the_server_measures_itself_beside_others(service: Service) -> None:
+    def is_idle() -> bool:
+        return "cpstream_open_streams 0.0" in httpx.get(f"{service.url}/metrics").text
+
+    poll(is_idle)  # streams that other tests have left behind
     reply = httpx.get(f"{service.url}/v1/splits/train/measure", params={"batch_size": 100, "shuffle": "true"})
     found = Measurement.model_validate_json(reply.content)
     described = httpx.get(f"{service.url}/openapi.json").json()["components"]["schemas"]["Measurement"]["properties"]
@@ -227,7 +232,7 @@ def test_the_server_measures_itself_beside_others(service: Service) -> None:
     assert httpx.get(f"{service.url}/v1/splits/train/measure", params={"rank": 1}).json()["code"] == "invalid-parameter"
     metrics = httpx.get(f"{service.url}/metrics").text
     assert 'cpstream_samples_total{split="train",token=""} ' in metrics
-    assert "cpstream_open_streams 0.0" in metrics
+    poll(is_idle)
 
 
 RATE = Rate(samples=100_000, nbytes=100_000_000, seconds=1.0, cpu_s=0.9)

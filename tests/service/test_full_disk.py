@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -33,7 +33,9 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def fill(disk: Path) -> Path:
     """Leave no byte free. Returns the file to delete where there shall be room again."""
     filler = disk / "filler"
-    filler.write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+    with filler.open("wb", buffering=0) as file, suppress(OSError):  # whoever else writes there takes some meanwhile
+        while True:
+            file.write(bytes(os.statvfs(disk).f_frsize))
     return filler
 
 
@@ -55,7 +57,7 @@ def running(snapshots: Path, log: Path, *options: str, **environment: str) -> It
         yield found[1], process
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(90) in (0, -signal.SIGTERM)
 
 
 def answers(url: str) -> bool:

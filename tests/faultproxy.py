@@ -7,7 +7,7 @@ slow         sends byte by byte for a while; nothing is wrong
 refuse       lets nobody connect for a moment
 bad_gateway  answers 429, 502, 503 or 504 itself, as a proxy whose service is away
 flip_reply   changes a byte of what the service sends: status line, headers, schema, batches, checksums, end mark
-flip_request changes a byte of what the client sends
+flip_request changes a byte of what the client sends; not of one request twice, for a refusal that comes twice is final
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import random
 import socket
 import struct
 import threading
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass
 
 from conftest import stop_listening
@@ -24,6 +24,8 @@ KINDS = ("cut", "reset", "stall", "slow", "refuse", "bad_gateway", "flip_reply",
 _WEIGHTS = {"flip_reply": 4, "flip_request": 3}
 """These have the most ways to go wrong, and a cut comes behind them anyway."""
 _REFUSES_S = 0.02
+_DAMAGED = 16
+"""Requests that are under way at once, and more."""
 _STATUSES = ("429 Too Many Requests", "502 Bad Gateway", "503 Service Unavailable", "504 Gateway Timeout")
 
 
@@ -45,6 +47,7 @@ class FaultProxy:
         host, port = address.split(":")
         self.target = host, int(port)
         self.counts: Counter[str] = Counter()
+        self.damaged: deque[bytes] = deque(maxlen=_DAMAGED)
         self._random = random.Random(seed)
         self._reply_bytes, self.kinds = reply_bytes, kinds
         # Holds the port while nobody listens, so that connecting to it is refused.
@@ -133,7 +136,13 @@ class FaultProxy:
         passed = 0
         while piece := await source.read(65536):
             if fault.kind == "flip_request" and passed <= fault.at < passed + len(piece):
-                piece = self._flipped(piece, fault, fault.at - passed)
+                head, _, body = piece.partition(b"\r\n\r\n")
+                asked = head.partition(b"\r\n")[0] + body  # without its id
+                if asked in self.damaged:
+                    fault.at += len(piece)  # in the next one
+                else:
+                    self.damaged.append(asked)
+                    piece = self._flipped(piece, fault, fault.at - passed)
             passed += len(piece)
             sink.write(piece)
             await sink.drain()

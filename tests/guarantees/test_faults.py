@@ -186,6 +186,7 @@ def test_take_and_metadata_through_faults(server: Server) -> None:
 def test_two_proxies_on_the_way_to_the_replicas(server: Server, long_path: list[Flow], max_connections: int) -> None:
     split = server.snapshot.splits["train"]
     with FaultProxy(server.url, seed=1) as one, FaultProxy(server.url, seed=2) as two:
+        two.damaged = one.damaged  # what one has damaged is asked for again at the other
         remote = client([one.url, two.url], max_connections=max_connections)
         dataset = StreamingEmbeddingsDataset(remote, "train", batch_size=BATCH_SIZE, shuffle=True, seed=SEED, columns=("index",))
         for epoch in range(3):

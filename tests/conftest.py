@@ -10,6 +10,7 @@
     forkserver  context for DataLoader workers that inherit no sockets of this process, with torch loaded already
 
     long_path   every path needs as many connections as there may be, and requests are small; the Flow of each iteration
+    port        a port that stays this test's, between two services that it runs there and whatever others open meanwhile
     short_path  no path needs more than one, however long a busy machine takes for an answer
 
 Helpers, by `from conftest import ...`:
@@ -206,6 +207,19 @@ def lengthen(set_to: Callable[[object, str, object], None] = setattr) -> list[Fl
 @pytest.fixture
 def long_path(monkeypatch: pytest.MonkeyPatch) -> list[Flow]:
     return lengthen(monkeypatch.setattr)
+
+
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that is nobody else's, and where nobody listens unless the test has it done."""
+    with bound() as sock:
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with reserved_port() as number:
+        yield number
 
 
 @pytest.fixture

@@ -101,15 +101,15 @@ def test_random_access_asks_for_each_sample_once(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", [StreamingEmbeddingsDataset, RemoteEmbeddingsDataset])
-def test_changed_data_is_refused_at_the_next_epoch(snapshot: Snapshot, kind: Any) -> None:
+def test_changed_data_is_refused_at_the_next_epoch(snapshot: Snapshot, port: int, kind: Any) -> None:
     other = replace(snapshot, splits={"dev": snapshot.splits["test"]})
-    with serving(create_app(snapshot, ServeSettings())) as url:
+    with serving(create_app(snapshot, ServeSettings()), port) as url:
         dev = kind(url, "dev", retry=Retry(changed_timeout_s=0))
         batches = loader(dev) if kind is StreamingEmbeddingsDataset else DataLoader(dev, 256)
         for _ in range(2):
             assert_same(batches, epoch_of(local("dev"), batch_size=256, shuffle=False))
     assert_same(batches, list(batches))  # a service that is away stops nobody
-    with serving(create_app(other, ServeSettings()), port=int(url.rsplit(":", 1)[1])), pytest.raises(DatasetChanged):
+    with serving(create_app(other, ServeSettings()), port), pytest.raises(DatasetChanged):
         list(batches)
 
 

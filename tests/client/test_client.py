@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import Server, poll, published, serving
+from conftest import Server, poll, published, reserved_port, serving
 from torch.utils.data import DataLoader
 
 from cpstream_client import (
@@ -50,15 +50,6 @@ from cpstream_service.snapshot.store import Snapshot
 
 FAST = Retry(timeout_s=20, first_delay_s=0.01, max_delay_s=0.05, contact_timeout_s=20, changed_timeout_s=0)
 ONCE = Retry(timeout_s=0)
-
-
-@contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port that is nobody else's, and where nobody listens unless the test has it done."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
 
 
 def other_data(snapshot: Snapshot) -> Snapshot:

@@ -129,11 +129,11 @@ def test_ranks_and_workers_spread_over_the_endpoints(
     assert first.count == second.count > 0
 
 
-def test_an_endpoint_that_dies_in_mid_epoch_is_not_missed(snapshot: Snapshot, server: Server) -> None:
+def test_an_endpoint_that_dies_in_mid_epoch_is_not_missed(snapshot: Snapshot, server: Server, port: int) -> None:
     with ExitStack() as stack:
         dying = stack.enter_context(serving(create_app(snapshot, ServeSettings())))
         survivor = Counting(create_app(snapshot, ServeSettings()))
-        urls = [dying, stack.enter_context(serving(survivor))]
+        urls = [dying, stack.enter_context(serving(survivor, port))]
         info = snapshot.splits["train"].info
         course = Course(QUERY, info)
         got: list[int] = []
@@ -142,7 +142,6 @@ def test_an_endpoint_that_dies_in_mid_epoch_is_not_missed(snapshot: Snapshot, se
             got += batch.index.tolist()
             if len(got) > 600 and dying:
                 stop = stack.pop_all()  # both; the survivor comes up again on its own port
-                port = int(urls[1].rpartition(":")[2])
                 stop.close()
                 stack.enter_context(serving(survivor, port))
                 dying = ""

@@ -151,13 +151,13 @@ def test_nothing_is_asked_of_the_service_before_use() -> None:
 
 
 @pytest.mark.parametrize("use", [lambda ds: ds[0], lambda ds: ds.audio_data, lambda ds: ds.labels, lambda ds: ds.filenames])
-def test_other_data_than_at_first_is_refused(snapshot: Snapshot, use: Any) -> None:
+def test_other_data_than_at_first_is_refused(snapshot: Snapshot, port: int, use: Any) -> None:
     # The same service address, first with one split under the name, then with another.
     other = Snapshot(**{**snapshot.__dict__, "splits": {"dev": snapshot.splits["test"]}})
-    with serving(create_app(snapshot, ServeSettings())) as url:
+    with serving(create_app(snapshot, ServeSettings()), port) as url:
         dataset = RemoteEmbeddingsDataset(url, "dev", retry=Retry(changed_timeout_s=0))
         assert len(dataset) == 300
-    with serving(create_app(other, ServeSettings()), port=int(url.rsplit(":", 1)[1])), pytest.raises(DatasetChanged) as caught:
+    with serving(create_app(other, ServeSettings()), port), pytest.raises(DatasetChanged) as caught:
         use(dataset)
     assert caught.value.expected == snapshot.splits["dev"].fingerprint
     assert caught.value.actual == snapshot.splits["test"].fingerprint

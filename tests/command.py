@@ -93,15 +93,20 @@ def is_alive(pid: int) -> bool:
 
 
 def workers_of(service: "Service") -> list[int]:
-    return [child for child in children_of(service.process.pid) if is_alive(child) and b"spawn_main" in _command_line(child)]
+    return [child for child in children_of(service.process.pid) if is_alive(child) and "spawn_main" in command_of(child)]
 
 
-def _command_line(pid: int) -> bytes:
-    """Empty where it has just ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    return b""
+def command_of(pid: int) -> str:
+    """Its command line; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def children_of(pid: int) -> list[int]:
-    return [int(child) for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that ends meanwhile
+            found += map(int, (task / "children").read_text().split())
+    return found

@@ -39,12 +39,12 @@ def reload(url: str) -> dict[str, Any]:
 
 
 def last_reload(url: str, is_it: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
-    """What /v1/versions says of the last reload, once that is the one."""
+    """What /v1/versions says of the last reload, once that is the one. Another worker may hear of its end a moment later."""
     found: dict[str, Any] = {}
 
     def has_ended() -> bool:
-        found.update(httpx.get(f"{url}/v1/versions").json()["last_reload"])
-        return is_it(found)
+        found.update(httpx.get(f"{url}/v1/versions").json()["last_reload"] or {})  # a worker may not know yet of that at the start
+        return bool(found) and is_it(found)
 
     poll(has_ended)
     return found

@@ -1,6 +1,5 @@
 """Standard error that nobody reads, that is closed, or whose disk is full: the service goes on, and says what was lost."""
 
-import fcntl
 import logging
 import os
 import re
@@ -15,8 +14,11 @@ import pytest
 from command import environment
 from conftest import DEMO_DATA, poll
 
+from cpstream_service import logs
 from cpstream_service.logs import StandardError
 
+PATIENT = "from cpstream_service import logs; logs.FLUSH_S = 60"
+"""For a process whose lines a test reads after it has stood still for a while."""
 LOST = re.compile(r"(\d+) log lines? lost: standard error was not read in time")
 
 
@@ -27,12 +29,14 @@ class Piped:
         program = f"{code}\nfrom cpstream_service.__main__ import main; main()"
         options = ["--source-path", str(DEMO_DATA), "--snapshot-dir", str(folder), "--host", "127.0.0.1", "--port", "0"]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, "serve", *options, *arguments], env=environment(), stderr=subprocess.PIPE
+            [sys.executable, "-c", program, "serve", *options, *arguments],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            pipesize=4096,
         )
         assert self.process.stderr is not None
         self.stderr = self.process.stderr
         self.said = ""
-        fcntl.fcntl(self.stderr, fcntl.F_SETPIPE_SZ, 4096)
         while "no token is set" not in self.said:
             self.said += self.stderr.readline().decode()
         found = re.search(r"serving at (http://[\w.:]+)", self.said)
@@ -76,7 +80,7 @@ def test_a_pipe_that_nobody_reads_stops_nobody(piped: Callable[..., Piped], work
 
 
 def test_what_was_held_back_comes_when_it_is_read(piped: Callable[..., Piped]) -> None:
-    service = piped()
+    service = piped(code=PATIENT)
     service.ask(200)
     service.process.terminate()
     text = service.stderr.read().decode()  # to its end, while the service ends
@@ -108,6 +112,11 @@ def test_a_pipe_whose_reader_is_gone_stops_nobody(piped: Callable[..., Piped], w
     assert service.process.wait(90) == 0
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FLUSH_S", 60.0)
+
+
 @contextmanager
 def logging_to(path: Path) -> Iterator[tuple[logging.Logger, int]]:
     """A logger over the file, and the descriptor that it writes to."""
@@ -137,6 +146,7 @@ def test_half_a_line_does_not_spoil_the_next(tmp_path: Path) -> None:
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); r = resource.RLIMIT_FSIZE"
     program = f"""
 {limit}
+{PATIENT}
 import logging, sys
 from cpstream_service.logs import StandardError
 logger = logging.Logger("test")
@@ -171,7 +181,8 @@ def test_lines_of_workers_are_not_torn(piped: Callable[..., Piped]) -> None:
 
 
 def test_a_forked_child_logs_without_a_writer(tmp_path: Path) -> None:
-    program = """
+    program = f"""
+{PATIENT}
 import logging, os
 from cpstream_service.logs import StandardError
 logger = logging.Logger("test")

@@ -18,7 +18,7 @@ from looked_at import look
 from prometheus_client.parser import text_string_to_metric_families
 from reloading import current, reload, source
 
-from cpstream_client import BatchQuery, Client
+from cpstream_client import Client
 from cpstream_service.api.metrics import MAX_TOKENS, OTHER_TOKENS, Metrics
 from cpstream_service.snapshot.store import Snapshot
 
@@ -119,21 +119,21 @@ def test_a_long_stream_counts_while_it_is_sent(run_server: Callable[..., Server]
 
 def test_numbers_of_two_workers_outlive_one_of_them(tmp_path: Path) -> None:
     with serve(tmp_path, "--workers", "2") as service:
-        query = BatchQuery(batch_size=100)
         for _ in range(6):
-            with Client(service.url) as client:
-                assert sum(batch.num_rows for batch in client.batches("train", query)) == 1800
+            assert arrow(service.url, "train", batch_size=100).status_code == 200
+        poll(lambda: figures(service.url).get("cpstream_stream_send_seconds_count") == 6)  # a worker counts what it has sent
         before = figures(service.url)
         assert before["cpstream_samples_total{split=train}"] == 6 * 1800
-        assert before["cpstream_batches_total{split=train}"] > 0
+        assert before["cpstream_batches_total{split=train}"] == 6 * 18
         assert before["cpstream_load_seconds"] > 0
-        assert httpx.get(f"{service.url}/page/live.json").json()["samples"] == 6 * 1800
+        poll(lambda: httpx.get(f"{service.url}/page/live.json").json()["samples"] == 6 * 1800)
         killed, kept = workers_of(service)
         os.kill(killed, signal.SIGKILL)
         poll(lambda: len(workers := workers_of(service)) == 2 and killed not in workers)
         assert kept in workers_of(service)
         for _ in range(4):
             assert arrow(service.url, "train", batch_size=100).status_code == 200
+        poll(lambda: figures(service.url)["cpstream_stream_send_seconds_count"] == 10)
         after = figures(service.url)
         assert after["cpstream_samples_total{split=train}"] == 10 * 1800
         assert after["cpstream_batches_total{split=train}"] == before["cpstream_batches_total{split=train}"] + 4 * 18
@@ -218,15 +218,15 @@ def test_reloads_are_counted_and_what_was_served_before_leaves_nothing(tmp_path:
         assert served == {f"cpstream_split_samples{{fingerprint={current(service.url)},split=train}}"}
         (folder / "numpy_embs.npy").write_bytes(b"no array")
         assert reload(service.url)["outcome"] == "failed"
-        found = figures(service.url)
-        assert {
-            outcome: found[f"cpstream_loads_total{{outcome={outcome}}}"] for outcome in ("succeeded", "unchanged", "failed")
-        } == {
-            "succeeded": 2.0,  # that at the start included
-            "unchanged": 1.0,
-            "failed": 1.0,
-        }
-        assert (found["cpstream_stale"], found["cpstream_versions"]) == (1.0, 2.0)
+        counts = {"succeeded": 2.0, "unchanged": 1.0, "failed": 1.0}  # that at the start included
+
+        def is_told() -> bool:
+            """By the worker that is asked: another one has told of the end of the reload."""
+            found = figures(service.url)
+            loads = {outcome: found[f"cpstream_loads_total{{outcome={outcome}}}"] for outcome in counts}
+            return (loads, found["cpstream_stale"], found["cpstream_versions"]) == (counts, 1.0, 2.0)
+
+        poll(is_told)
 
 
 def test_what_is_sent_is_counted_by_the_names_of_tokens(tmp_path: Path) -> None:
@@ -243,7 +243,18 @@ def test_what_is_sent_is_counted_by_the_names_of_tokens(tmp_path: Path) -> None:
             nbytes = len(http.get("/v1/splits/dev/batches", params={"limit": 1}, headers=headers).content)
             http.get("/v1/splits/nowhere", headers=headers)
             http.get("/v1/splits/dev", headers={"Authorization": "Bearer wrong"})
-            text = http.get("/metrics", headers={"Authorization": f"Bearer {secrets['prometheus']}"}).text
+            asked = {"Authorization": f"Bearer {secrets['prometheus']}"}
+
+            def is_counted() -> bool:
+                """A worker counts what it has sent: another one may be asked before."""
+                counts = parsed(http.get("/metrics", headers=asked).text)
+                streams = counts.get("cpstream_stream_send_seconds_count", 0) >= 4
+                refused = "cpstream_refusals_total{code=unauthorized}", "cpstream_refusals_total{code=unknown-split,token=team-b}"
+                samples = [counts.get(f"cpstream_samples_total{{split=dev,token={name}}}", 0) for name in ("team-a", "team-b")]
+                return streams and samples[0] >= 900 and samples[1] >= 256 and all(name in counts for name in refused)
+
+            poll(is_counted)
+            text = http.get("/metrics", headers=asked).text
         found = parsed(text)
         assert found["cpstream_samples_total{split=dev,token=team-a}"] == 900.0
         assert found["cpstream_samples_total{split=dev,token=team-b}"] == 256.0

@@ -13,10 +13,14 @@ import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
-from command import Service, is_alive, serve, workers_of
+from command import Service, children_of, command_of, is_alive, serve, workers_of
 from conftest import poll
+from data import make_settings
 from looked_at import look
 from reloading import Trainer, current, last_reload, reload, source
+
+from cpstream_service.snapshot.inputs import Files, identity_of
+from cpstream_service.snapshot.locks import writing
 
 
 @dataclass
@@ -123,30 +127,40 @@ def test_a_reload_that_fails_leaves_the_data_and_says_why(running: Running) -> N
     last = reload(running.url)
     assert last["outcome"] == "failed"
     assert "train_cps.csv" in last["error"]
-    ready = httpx.get(f"{running.url}/readyz")
-    assert (ready.status_code, ready.json()["reload_error"]) == (200, last["error"])
+
+    def ready() -> tuple[int, Any]:
+        reply = httpx.get(f"{running.url}/readyz")
+        return reply.status_code, reply.json()["reload_error"]
+
+    poll(lambda: ready() == (200, last["error"]))  # of a worker that heard of it a moment later, too
     assert str(running.source) not in last["error"]  # of the server's disk a client learns nothing
     assert f"the data is served as before: {table}" in running.service.log.read_text()
-    with httpx.Client(base_url=running.url) as http:
-        page = look(http, "/page/versions")
-    assert "the last reload failed" in page.text
-    assert " ".join(last["error"].split()) in page.text
-    assert 'cpstream_loads_total{outcome="failed"} 1.0' in httpx.get(f"{running.url}/metrics").text
+    told = "the last reload failed", " ".join(last["error"].split())
+
+    def page() -> str:
+        with httpx.Client(base_url=running.url) as http:
+            return look(http, "/page/versions").text
+
+    poll(lambda: all(words in text for text in (page(),) for words in told))
+    poll(lambda: 'cpstream_loads_total{outcome="failed"} 1.0' in httpx.get(f"{running.url}/metrics").text)
     assert current(running.url) == before
     table.write_bytes(content)
     assert reload(running.url)["outcome"] == "unchanged"
-    assert httpx.get(f"{running.url}/readyz").json()["reload_error"] is None
+    poll(lambda: ready() == (200, None))
 
 
 def test_a_loader_that_dies_is_a_reload_that_fails(running: Running) -> None:
     before = current(running.url)
     running.seed += 1
     source(running.source, running.seed)
+    settings = make_settings(running.source, snapshot_dir=running.source.parent / "snapshots")
+    key = Files.of(settings).key(identity_of(settings), settings.snapshot_dir)
     with ThreadPoolExecutor() as threads:
-        reloads = threads.submit(reload, running.url)
-        poll(lambda: loaders_of(running.service))
-        os.kill(loaders_of(running.service)[0], signal.SIGKILL)
-        last = reloads.result()
+        with writing(settings.snapshot_dir, key):  # by nobody else, so that it has not ended when it is killed
+            reloads = threads.submit(reload, running.url)
+            poll(lambda: loaders_of(running.service))
+            os.kill(loaders_of(running.service)[0], signal.SIGKILL)
+            last = reloads.result()
     assert last["outcome"] == "failed"
     assert "was killed, most likely for want of memory" in last["error"]
     assert current(running.url) == before
@@ -155,10 +169,13 @@ def test_a_loader_that_dies_is_a_reload_that_fails(running: Running) -> None:
 def test_a_version_that_was_asked_for_is_kept_however_many_came_since(running: Running) -> None:
     used = current(running.url)
     assert running.status(used) == 200
+    before = set(running.snapshots)
     unused = running.renew()
+    (folder,) = set(running.snapshots) - before
     for _ in range(2):
         running.renew()
     assert running.status(used) == 200
+    poll(lambda: not folder.exists())  # it is dropped after the end of the reload; who asked before would have it kept
     refused = httpx.get(f"{running.url}/v1/splits/train", params={"fingerprint": unused})
     assert refused.json()["code"] == "dataset-changed"
     assert refused.json()["actual"] == refused.json()["held"][0]
@@ -254,6 +271,4 @@ def test_three_replicas_are_reloaded_one_after_the_other_under_their_trainers(tm
 
 def loaders_of(service: Service) -> list[int]:
     """The processes that load data for a service."""
-    children = Path(f"/proc/{service.process.pid}/task").glob("*/children")
-    pids = [int(pid) for path in children for pid in path.read_text().split() if is_alive(int(pid))]
-    return [pid for pid in pids if b"versions.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in children_of(service.process.pid) if is_alive(pid) and "versions.child" in command_of(pid)]

@@ -24,12 +24,16 @@ TOKENS = """
 token = "f3w"
 max_streams = 3
 
+[ops]
+token = "0ps"
+scopes = ["metrics"]
+
 [slow]
 token = "sl0w"
 max_bytes_per_s = 1_000_000
 """
 BATCHES = "/v1/splits/train/batches"
-FEW, SLOW = ({"Authorization": f"Bearer {value}"} for value in ("f3w", "sl0w"))
+FEW, SLOW, OPS = ({"Authorization": f"Bearer {value}"} for value in ("f3w", "sl0w", "0ps"))
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,9 @@ def test_streams(service: Service) -> None:
         assert refused["code"] == "too-many-streams"
         assert "3 streams of token few are open, as many as it may have (max_streams)" in refused["detail"]
     poll(lambda: statuses() == {200})
+    poll(
+        lambda: "\ncpstream_open_streams 0.0" in httpx.get(f"{service.url}/metrics", headers=OPS).text
+    )  # or the third is one too many
     # A worker that dies takes its streams along.
     with ExitStack() as streams:
         for _ in range(3):

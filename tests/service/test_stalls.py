@@ -28,13 +28,15 @@ from cpstream_service.settings import ServeSettings
 from cpstream_service.snapshot.store import Snapshot
 
 PATH = "/v1/splits/train/batches"
+TIMEOUT_S = 3.0
+"""Longer than a test stands still on a busy machine: else it would itself be the reader that stopped."""
 
 
 @contextmanager
 def impatient(snapshot: Snapshot) -> Iterator[str]:
-    """The URL of a service whose stall_timeout_s is a second, of more than all buffers on the way hold."""
+    """The URL of a service whose stall_timeout_s is TIMEOUT_S, of more than all buffers on the way hold."""
     app = create_app(grown(snapshot, "train", 60_000), ServeSettings())
-    with serving(app, http=partial(Connection, stall_timeout_s=1.0)) as url:
+    with serving(app, http=partial(Connection, stall_timeout_s=TIMEOUT_S)) as url:
         yield url
 
 
@@ -57,7 +59,7 @@ def test_a_reader_that_stops_is_let_go(snapshot: Snapshot, caplog: pytest.LogCap
                 read_all(sock)
         lines = [record.getMessage() for record in caplog.records]
         assert len(lines) == 1, lines
-        assert "connection of 127.0.0.1, which took nothing of its reply for 1 s (--stall-timeout-s)" in lines[0]
+        assert "connection of 127.0.0.1, which took nothing of its reply for 3 s (--stall-timeout-s)" in lines[0]
 
 
 def test_a_reader_that_stops_at_the_end_of_its_reply_is_let_go(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
@@ -123,7 +125,7 @@ def test_a_connection_gets_more_each_time_that_it_took_what_it_got() -> None:
 def test_a_slow_reader_is_none_that_stopped(snapshot: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
     with impatient(snapshot) as url, stalled_stream(url, PATH) as sock:
         poll(lambda: open_streams(url) == 1)
-        until = time.monotonic() + 4
+        until = time.monotonic() + 2 * TIMEOUT_S
         while time.monotonic() < until:  # 100 KB/s: the kernel asks for no more in all that time
             assert sock.recv(10_000)
             time.sleep(0.1)

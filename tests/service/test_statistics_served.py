@@ -37,19 +37,20 @@ def copied(snapshot: Snapshot, tmp_path: Path) -> Snapshot:
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Some seconds of work."""
+    """More work than whoever looks on stands still: most of it, once they are read, is of 4096 dimensions by as many."""
     rng = np.random.default_rng(0)
-    rows = rng.standard_normal((40_000, 512), dtype=np.float32)
+    rows = rng.standard_normal((5_000, 4096), dtype=np.float32)
     return snapshot_of(tmp_path_factory.mktemp("slow") / "s", {"train": (rows, rng.uniform(5, 20, len(rows)))})
 
 
-def children(of: int | str = "self") -> set[int]:
-    """The processes of statistics that this one, or another, has started."""
+def children(snapshot: Snapshot, of: int | str = "self") -> set[int]:
+    """The processes of a snapshot's statistics that this one, or another, has started: services that tests share have theirs."""
     found = set()
     for task in Path(f"/proc/{of}/task").iterdir():
         with suppress(OSError):  # threads and processes end meanwhile
             for child in (task / "children").read_text().split():
-                if b"cpstream_service.statistics.worker" in Path(f"/proc/{child}/cmdline").read_bytes():
+                command = Path(f"/proc/{child}/cmdline").read_bytes()
+                if b"cpstream_service.statistics.worker" in command and f'"{snapshot.path}"'.encode() in command:
                     found.add(int(child))
     return found
 
@@ -75,7 +76,7 @@ def asked(http: httpx.Client, path: str = URL) -> httpx.Response:
 
 def test_computed_when_first_asked_for_and_kept(copied: Snapshot, run_server: Callable[..., Server]) -> None:
     with httpx.Client(base_url=run_server(snapshot=copied).url) as http:
-        assert not children()  # nobody has asked
+        assert not children(copied)  # nobody has asked
         first = http.get(URL)
         assert (first.status_code, first.headers["cache-control"], first.headers["retry-after"]) == (202, "no-store", "1")
         assert figures.Computing.model_validate_json(first.content).progress < 1
@@ -88,7 +89,7 @@ def test_computed_when_first_asked_for_and_kept(copied: Snapshot, run_server: Ca
     assert expected.statistics.baseline is not None
     assert served.baseline.ridge.mae == pytest.approx(expected.statistics.baseline.ridge.mae, rel=1e-9)
     assert len(figures.Projection.model_validate_json(projection.content).points) == copied.splits["train"].info.num_samples
-    assert not children()
+    poll(lambda: not children(copied))  # it is heard before it ends
     with httpx.Client(base_url=run_server(snapshot=copied).url) as http:  # a restart, a replica
         again = http.get(URL)
         assert (again.status_code, again.content, again.headers["etag"]) == (200, reply.content, reply.headers["etag"])
@@ -137,13 +138,13 @@ def test_one_process_a_folder(slow: Snapshot) -> None:
     ours, theirs = Jobs(()), Jobs(())
     try:
         assert ours.ask(slow) == 0.0
-        poll(lambda: children() and theirs.ask(slow) != 0.0)
-        assert len(children()) == 1
-        assert os.getpriority(os.PRIO_PROCESS, children().pop()) > 0
+        poll(lambda: children(slow) and theirs.ask(slow) != 0.0)
+        (process,) = children(slow)
+        assert os.getpriority(os.PRIO_PROCESS, process) > 0
     finally:
         ours.close()
         theirs.close()
-    assert not children()
+    assert not children(slow)
 
 
 def test_a_process_that_dies_is_started_again_but_not_for_ever(slow: Snapshot, caplog: pytest.LogCaptureFixture) -> None:
@@ -152,9 +153,9 @@ def test_a_process_that_dies_is_started_again_but_not_for_ever(slow: Snapshot, c
     try:
         for _ in range(jobs.MAX_FAILURES):
             assert isinstance(job.ask(slow), float)
-            poll(children)
-            os.kill(children().pop(), signal.SIGKILL)
-            poll(lambda: not children())
+            poll(lambda: children(slow))
+            os.kill(children(slow).pop(), signal.SIGKILL)
+            poll(lambda: not children(slow))
             poll(lambda: job._jobs[slow.fingerprint].thread is None)
         with pytest.raises(StatisticsFailed, match="3 times in a row"):
             job.ask(slow)
@@ -178,8 +179,8 @@ def test_it_ends_with_the_service(slow: Snapshot) -> None:
     (slow.path / ".statistics").unlink(missing_ok=True)
     with serving(create_app(slow, ServeSettings())) as url:
         assert httpx.get(url + URL).status_code == 202
-        poll(children)
-        (process,) = children()
+        poll(lambda: children(slow))
+        (process,) = children(slow)
     assert not is_there(process)
     assert not (slow.path / ".statistics").exists()
 
@@ -187,15 +188,21 @@ def test_it_ends_with_the_service(slow: Snapshot) -> None:
 def test_a_service_that_is_told_to_end_ends_it_at_once(slow: Snapshot) -> None:
     """Not after the streams that are let finish."""
     (slow.path / ".statistics").unlink(missing_ok=True)
-    told: list[bool] = []
-    job = Jobs((), lambda: bool(told))
+    running: set[int] = set()
+
+    def told() -> bool:
+        """When it first says how far it is."""
+        running.update(children(slow))
+        return True
+
+    job = Jobs((), told)
     job.ask(slow)
-    poll(children)
-    told.append(True)
-    poll(lambda: not children())
+    poll(lambda: job._jobs[slow.fingerprint].thread is None)
+    assert len(running) == 1
+    assert not children(slow)
     assert not (slow.path / ".statistics").exists()
-    poll(lambda: job.ask(slow) == 0.0)  # as the thread that waits for it ends
-    assert not children()
+    assert job.ask(slow) == 0.0
+    assert not children(slow), "nothing is begun any more"
 
 
 def test_it_ends_with_a_service_that_is_killed(slow: Snapshot) -> None:
@@ -206,7 +213,7 @@ def test_it_ends_with_a_service_that_is_killed(slow: Snapshot) -> None:
         "jobs = Jobs(()); jobs.ask(open_snapshot(Path(sys.argv[1]), verify=False)); time.sleep(100)"
     )
     with subprocess.Popen([sys.executable, "-c", code, str(slow.path)]) as service:
-        poll(lambda: children(service.pid))
-        (process,) = children(service.pid)
+        poll(lambda: children(slow, service.pid))
+        (process,) = children(slow, service.pid)
         service.kill()
     poll(lambda: not is_there(process))

@@ -193,7 +193,7 @@ def test_a_reader_over_tls_that_stops_is_let_go(
 ) -> None:
     """Within its reply, and where all of that has been encrypted, and waits in the transport below."""
     pem, app = pair[0].issue(tmp_path / "server.pem"), create_app(grown(snapshot, "train", 60_000), ServeSettings())
-    with serving(app, http=partial(Connection, stall_timeout_s=1.0), ssl_certfile=str(pem)) as url:
+    with serving(app, http=partial(Connection, stall_timeout_s=3.0), ssl_certfile=str(pem)) as url:
         for path in ("/v1/splits/train/batches", "/v1/splits/train/rows?length=1000&embedding=true"):
             with socket.socket() as plain:
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -201,5 +201,5 @@ def test_a_reader_over_tls_that_stops_is_let_go(
                 with pair[0].trust.wrap_socket(plain, server_hostname="127.0.0.1") as sock:
                     sock.sendall(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
                     assert sock.recv(12) == b"HTTP/1.1 200"
-                    poll(lambda: "took nothing of its reply for 1 s" in caplog.text)
+                    poll(lambda: "took nothing of its reply for 3 s" in caplog.text)
             caplog.clear()

@@ -155,12 +155,12 @@ def test_a_loader_that_dies_is_a_reload_that_fails(running: Running) -> None:
     source(running.source, running.seed)
     settings = make_settings(running.source, snapshot_dir=running.source.parent / "snapshots")
     key = Files.of(settings).key(identity_of(settings), settings.snapshot_dir)
-    with ThreadPoolExecutor() as threads:
-        with writing(settings.snapshot_dir, key):  # by nobody else, so that it has not ended when it is killed
-            reloads = threads.submit(reload, running.url)
-            poll(lambda: loaders_of(running.service))
-            os.kill(loaders_of(running.service)[0], signal.SIGKILL)
-            last = reloads.result()
+    # Nobody else writes, so that it has not ended when it is killed.
+    with ThreadPoolExecutor() as threads, writing(settings.snapshot_dir, key):
+        reloads = threads.submit(reload, running.url)
+        poll(lambda: loaders_of(running.service))
+        os.kill(loaders_of(running.service)[0], signal.SIGKILL)
+        last = reloads.result()
     assert last["outcome"] == "failed"
     assert "was killed, most likely for want of memory" in last["error"]
     assert current(running.url) == before

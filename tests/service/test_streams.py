@@ -9,12 +9,13 @@ import sys
 import termios
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command import COMMAND, environment, run
-from conftest import DEMO_DATA, Server, bound
+from conftest import DEMO_DATA, Server, poll
 
 from cpstream_client import Client
 from cpstream_service.settings import DataSettings
@@ -64,12 +65,11 @@ def test_a_full_disk_for_the_output_is_told(tmp_path: Path) -> None:
 def test_a_service_without_streams_serves(line: str, tmp_path: Path) -> None:
     """What is printed, be it by a library, must not land in the file or socket that got the stream's number."""
     closed = {">&-": (1,), "<&- >&- 2>&-": (0, 1, 2)}[line]
-    free = bound()
-    port = free.getsockname()[1]
-    free.close()
-    options = ["--source-path", str(DEMO_DATA), "--snapshot-dir", str(tmp_path), "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--source-path", str(DEMO_DATA), "--snapshot-dir", str(tmp_path), "--host", "127.0.0.1", "--port", "0"]
     process = subprocess.Popen([*COMMAND, "serve", *options], env=environment(), preexec_fn=lambda: [os.close(n) for n in closed])
     try:
+        poll(lambda: ports_of(process.pid))
+        (port,) = ports_of(process.pid)
         assert Client(f"http://127.0.0.1:{port}").split("train").num_samples == 1800  # retries until it is there
         for number in closed:
             assert os.readlink(f"/proc/{process.pid}/fd/{number}") == os.devnull
@@ -78,6 +78,16 @@ def test_a_service_without_streams_serves(line: str, tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def ports_of(pid: int) -> list[int]:
+    """Those at which a process listens, as the kernel has them: this one cannot say its own."""
+    sockets = set()
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(os.readlink(descriptor))
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return [int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in sockets]
 
 
 def test_names_that_ascii_lacks_are_escaped(snapshot: Snapshot, run_server: Callable[..., Server]) -> None:

@@ -52,8 +52,9 @@ class Piped:
 
     def ask(self, times: int) -> None:
         """Requests with a line in the log each, by a connection each, so that all workers get some."""
-        for _ in range(times):
-            assert httpx.get(f"{self.url}/v1/splits/dev").status_code == 200
+        with httpx.Client(headers={"Connection": "close"}) as http:
+            for _ in range(times):
+                assert http.get(f"{self.url}/v1/splits/dev").status_code == 200
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 15.0
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 T = TypeVar("T")
 
@@ -116,6 +117,12 @@ def wait_for(
 def within(cgroup: Path | None, command: Sequence[str]) -> Sequence[str]:
     """The command as one that joins the cgroup first."""
     return command if cgroup is None else ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
+
+
+def cpu_s(pid: int) -> float:
+    """What a process has used, in steps of a tick of the kernel's."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from .data import SPLIT, make_data
 from .memory import settled
-from .processes import ROOT, answer, ask, end, environment
+from .processes import ROOT, answer, ask, cpu_s, end, environment
 from .raw_stream import RawStream, warm
 from .service import Service, serving
 from .startup import UNPICKLE
@@ -31,7 +31,6 @@ PAUSED_STREAMS = 16
 IMPORT = "import time; began = time.perf_counter(); import cpstream_client; print(time.perf_counter() - began)"
 Loads = list[tuple[str, list[list[float]]]]
 """Figures by name, a list of values for each commit."""
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass
@@ -49,18 +48,13 @@ class Commit:
 
     def ask(self, kind: str, batch_size: int, epoch: int) -> dict[str, float]:
         """An epoch of the trainer, with the CPU that its service took for it."""
-        before = _cpu_s(self.service.pid)
+        before = cpu_s(self.service.pid)
         reply: dict[str, float] = ask(self.trainer, {"kind": kind, "batch_size": batch_size, "epoch": epoch})
-        return {**reply, "service_cpu_s": _cpu_s(self.service.pid) - before}
+        return {**reply, "service_cpu_s": cpu_s(self.service.pid) - before}
 
     def script(self, code: str, *arguments: str) -> float:
         """Seconds that a fresh interpreter prints."""
         return float(answer([sys.executable, "-c", code, *arguments], env=self.env))
-
-
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def rate(kind: str, batch_size: int) -> Callable[[Commit, int], float]:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -171,7 +172,16 @@ def rest_of(stream: socket.socket) -> bytes:
     return bytes(received)
 
 
-def test_a_loop_stops_with_the_typed_error_and_goes_on_with_the_next_epoch(place: Place) -> None:
+def test_a_loop_stops_with_the_typed_error_and_goes_on_with_the_next_epoch(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = socket.create_connection
+
+    def with_little_room(*where: Any, **options: Any) -> socket.socket:
+        """The kernel would take all of an epoch ahead for a loop that stands still."""
+        sock = connect(*where, **options)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        return sock
+
+    monkeypatch.setattr(socket, "create_connection", with_little_room)
     with place.service() as service:
         retry = Retry(timeout_s=120, first_delay_s=0.01, max_delay_s=0.1)
         train = StreamingEmbeddingsDataset(

@@ -76,9 +76,19 @@ class Collector:
         usual = max(counts, key=lambda dimension: (counts[dimension], dimension), default=0)
         if len(counts) > 1:
             self._drop_others(usual)
-        embeddings = np.concatenate(self._blocks) if self._blocks else np.empty((0, usual), np.float32)
-        self._blocks.clear()
+        embeddings = self._joined(usual)
         return SourceSplit(self._name, self._file_paths, embeddings, self.problems, bare_keys=bare_keys, columns=self._columns)
+
+    def _joined(self, dimension: int) -> npt.NDArray[np.float32]:
+        """All blocks as one, each let go once it is copied: they and their copy together would take twice the memory."""
+        joined = np.empty((sum(map(len, self._blocks)), dimension), np.float32)
+        self._blocks.reverse()
+        low = 0
+        while self._blocks:
+            block = self._blocks.pop()
+            joined[low : low + len(block)] = block
+            low += len(block)
+        return joined
 
     def _drop_others(self, usual: int) -> None:
         kept: list[bool] = []

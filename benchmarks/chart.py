@@ -13,8 +13,13 @@ from .loaders import BATCH
 from .report import number
 
 BASE = f"X[perm[i:i+B]], batch {BATCH}"
-_COLORS: dict[Kind, str] = {"ours": "#0b6e99", "local": "#b4b4b4", "network": "#e0a458"}
-_MEANINGS: dict[Kind, str] = {"ours": "cpstream", "network": "others, over the network", "local": "others, local"}
+_COLORS: dict[Kind, str] = {"ours": "#0b6e99", "local": "#b4b4b4", "network": "#e0a458", "limit": "#8d7fb5"}
+_MEANINGS: dict[Kind, str] = {
+    "ours": "cpstream",
+    "network": "others, over the network",
+    "local": "others, local",
+    "limit": "a bound: a bare socket",
+}
 
 
 def speeds(findings: Iterable[Finding]) -> list[tuple[Series, float]]:

@@ -5,6 +5,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+from benchmarks import chart
+from benchmarks.findings import Kind
 
 ROOT = Path(__file__).parents[2]
 RATIOS = (
@@ -19,6 +23,7 @@ RATIOS = (
     "cache-disk",
     "raw-tcp",
     "np-take",
+    "bare",
     "flight",
     "local-dataset",
 )
@@ -104,3 +109,7 @@ def test_two_commits_are_measured_in_turn_and_the_other_tree_is_gone(tmp_path: P
     assert list(tmp_path.iterdir()) == []
     trees = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert str(tmp_path) not in trees
+
+
+def test_the_chart_has_a_colour_and_a_meaning_for_each_kind_of_side() -> None:
+    assert set(chart._COLORS) == set(chart._MEANINGS) == set(get_args(Kind))

@@ -6,11 +6,11 @@ import resource
 import numpy as np
 from cpstream_service.sources.collect import Collector
 collector = Collector("train")
-for number in range(64):
-    collector.add_block([""] * 4096, [""] * 4096, np.full((4096, 256), number, np.float32), {})
+for number in range(128):
+    collector.add_block([""] * 2048, [""] * 2048, np.full((2048, 256), number, np.float32), {})
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 split = collector.finish()
-assert np.array_equal(np.asarray(split.embeddings)[::4096, 0], np.arange(64))
+assert np.array_equal(np.asarray(split.embeddings)[::2048, 0], np.arange(128))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

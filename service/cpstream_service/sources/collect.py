@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from .rows import Reason, RowProblem, SourceSplit, path_problem
 
+_BLOCK_BYTES = 64 << 20
+"""Of what rows are kept in until all are there: more than malloc ever keeps to itself."""
+
 
 def as_vector(value: Any) -> npt.NDArray[np.float32]:
     """An embedding (D,) float32 from an array or nested sequence with at most one axis longer than 1. Raises ValueError."""
@@ -36,7 +39,9 @@ class Collector:
         self._columns: dict[str, list[Any]] = {column: [] for column in columns}
         self._file_paths: list[str] = []
         self._wheres: list[str] = []
-        self._blocks: list[npt.NDArray[np.float32]] = []
+        self._blocks: list[npt.NDArray[np.float32]] = []  # in the order of the rows
+        self._open: npt.NDArray[np.float32] | None = None  # the next one, with room left
+        self._used = self._kept = 0  # rows of that one; rows of all
 
     def add(self, where: str, file_path: object, embedding: Any, values: Mapping[str, Any] | None = None) -> None:
         """A row. where: of the source, for messages."""
@@ -61,15 +66,16 @@ class Collector:
         embeddings: npt.NDArray[np.float32],
         values: Mapping[str, Sequence[Any]],
     ) -> None:
-        """Rows that are sound. embeddings (B, D) float32."""
+        """Rows that are sound. embeddings (B, D) float32, which are copied."""
         self._wheres.extend(wheres)
         self._file_paths.extend(file_paths)
-        self._blocks.append(embeddings)
+        self._keep(embeddings)
         for name, column in self._columns.items():
             column.extend(values[name])
 
     def finish(self, *, bare_keys: bool = False) -> SourceSplit:
         """The split, with the rows of its most common dimension."""
+        self._close()
         counts: Counter[int] = Counter()
         for block in self._blocks:
             counts[block.shape[1]] += len(block)
@@ -78,6 +84,22 @@ class Collector:
             self._drop_others(usual)
         embeddings = self._joined(usual)
         return SourceSplit(self._name, self._file_paths, embeddings, self.problems, bare_keys=bare_keys, columns=self._columns)
+
+    def _keep(self, rows: npt.NDArray[np.float32]) -> None:
+        """Put rows into large blocks: what lies in small ones, or is Arrow's, is not given back when it is let go."""
+        if self._open is None or rows.shape[1] != self._open.shape[1] or self._used + len(rows) > len(self._open):
+            self._close()
+            most = _BLOCK_BYTES // (4 * max(1, rows.shape[1]))
+            self._open = np.empty((max(len(rows), min(most, self._kept)), rows.shape[1]), np.float32)
+        self._open[self._used : self._used + len(rows)] = rows
+        self._used += len(rows)
+        self._kept += len(rows)
+
+    def _close(self) -> None:
+        if self._open is not None:
+            used = self._open[: self._used]
+            self._blocks.append(used if 2 * self._used >= len(self._open) else used.copy())
+        self._open, self._used = None, 0
 
     def _joined(self, dimension: int) -> npt.NDArray[np.float32]:
         """All blocks as one, each let go once it is copied: they and their copy together would take twice the memory."""

@@ -47,7 +47,7 @@ def serving(
         command = ["sh", "-c", f'ulimit -n {open_files} && exec "$@"', "sh", *command]
     started = time.perf_counter()
     with running([*command, "--host", "127.0.0.1", "--port", "0", *arguments], log, env=env, cgroup=cgroup) as process:
-        found = wait_for(lambda: listening_at(log), process, log)
+        found = wait_for(lambda: listening_at(log), process, log, timeout_s)
         wait_for(lambda: _ready(found), process, log, timeout_s)
         yield Service(found, process.pid, time.perf_counter() - started)
 

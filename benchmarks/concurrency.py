@@ -57,7 +57,7 @@ def read_at_once(
     errors: list[BaseException] = []
     start = threading.Barrier(count + 1)
     with ExitStack() as stack, quiet():
-        streams = [stack.enter_context(closing(RawStream(service, seed, limit))) for seed in range(count)]
+        streams = [stack.enter_context(closing(RawStream(service, number % orders, limit))) for number in range(count)]
 
         def read(number: int) -> None:
             start.wait()

@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         messages.print("interrupted; what is measured is below" + (f" and in {path}" if path else ""))
         return 130
     finally:
-        report.print(Console(width=None if sys.stdout.isatty() else 180))
+        report.print(Console(width=None if sys.stdout.isatty() else 200))
     if path is not None:
         write(path.with_name("latest.json"), json.dumps(report.to_json(), indent=1))
     if whole and find_spec("matplotlib") is None:

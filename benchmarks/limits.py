@@ -100,7 +100,7 @@ def measure_bare(bench: Bench) -> Iterator[Finding]:
     speeds = [samples_per_s(side, done) for side, done in zip((ours, limit, *sides), passes, strict=True)]
     yield ratio(f"streaming against a bare loop of gather, checksum and socket, batch {BATCH}", speeds[0], speeds[1])
     cpus = [
-        Series(side.label, [each.cpu_s / each.nbytes * 1e9 for each in done], "CPU s/GB, both ends", side.kind)
+        Series(side.label, [each.cpu_s / each.nbytes * 1e9 for each in done], "CPU s/GB", side.kind)
         for side, done in ((ours, passes[0]), (limit, passes[1]))
     ]
     yield ratio(f"CPU of both ends per GB, streaming against the bare loop, batch {BATCH}", *cpus)

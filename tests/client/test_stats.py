@@ -189,11 +189,11 @@ def test_reconnects_are_counted(server: Server) -> None:
 
 def test_random_access(server: Server) -> None:
     dev = RemoteEmbeddingsDataset(server.url, "dev")
-    for _ in range(2):
+    for _ in range(6):
         for low in range(0, 300, 50):
             assert len(dev[low : low + 50][1]) == 50
     stats = dev.stats()
-    assert (stats["steps"], stats["requests"], stats["cache"]["hits"], stats["cache"]["misses"]) == (12, 6, 300, 300)
+    assert (stats["steps"], stats["requests"], stats["cache"]["hits"], stats["cache"]["misses"]) == (36, 6, 1500, 300)
     assert stats["exposed_ms"]["p99"] > 2 * stats["exposed_ms"]["p50"] > 0
     workers = RemoteEmbeddingsDataset(server.url, "dev")
     assert sum(len(cps) for _, cps in DataLoader(workers, 50, num_workers=2)) == 300

@@ -62,6 +62,10 @@ def measure(bench: Bench) -> Iterator[Finding]:
                 bench.progress(f"round {number} of {bench.options.rounds}")
                 _round(bench, service, n, number, note)
             note("service's own memory", "MB", settled(service.pid) / 1e6)
+        with serving(folder / "source", folder / "snapshots", *options, "--workers", "2") as service:
+            for number in range(1, bench.options.rounds + 1):
+                bench.progress(f"two workers, round {number} of {bench.options.rounds}")
+                _streams(bench, service, 4, "4 streams at once, two workers", note)
     for (what, unit), values in found.items():
         what = f"{n:,} x {DIM}: {what}"
         yield Finding(what=what, values=values, unit=unit, sides=(Series(what, values, unit),))
@@ -77,12 +81,18 @@ def _round(bench: Bench, service: Service, n: int, number: int, note: Callable[[
         client.splits()
         note("100 rows near the end", "ms", 1e3 * _took(lambda: client.rows(SPLIT, n - 200)))
     for count in STREAMS:
-        rates, _ = read_at_once(service, count, bench.options.pick(4, 1), orders=1, limit=_REQUEST_STEPS)  # ranks of one job
-        note(f"{count} streams at once" if count > 1 else "one stream", "GB/s", sum(rates) / 1e9)
+        _streams(bench, service, count, f"{count} streams at once" if count > 1 else "one stream", note)
     for world_size in WORLD_SIZES:
         note(
             f"a step of one of {world_size} ranks" if world_size > 1 else "a step", "us", 1e6 * _step_s(service, number, world_size)
         )
+
+
+def _streams(bench: Bench, service: Service, count: int, what: str, note: Callable[[str, str, float], None]) -> None:
+    """Of one order, as ranks of one job have it."""
+    rates, latencies = read_at_once(service, count, bench.options.pick(4, 1), orders=1, limit=_REQUEST_STEPS)
+    note(what, "GB/s", sum(rates) / 1e9)
+    note(f"{what}, /livez p99", "ms", 1e3 * float(np.percentile(latencies, 99)))
 
 
 def make_source(folder: Path, samples: int) -> None:

@@ -50,6 +50,7 @@ class Connection(HttpOnly):
     _timer: asyncio.TimerHandle | None = None
     _stalls: StallWatch
     _pace: Pace
+    _answering: Any = None  # the request that is being answered, or was last
     _preface: bytes | None = None  # of a trusted proxy's connection, as long as it may go on
 
     def __init__(self, *args: Any, stall_timeout_s: float, trusted_proxies: Sequence[str] = (), **named: Any) -> None:
@@ -67,7 +68,7 @@ class Connection(HttpOnly):
         self._pace = Pace(partial(_limit_unsent, transport, 0))
         if self._trusted_proxies and is_within(peer, self._trusted_proxies):
             self._preface = b""
-        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+        self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
         self._crowd.silent.add(peer, self)
         if self._crowd.is_full() and self._crowd.silent.make_room(self):
             self._crowd.tell(
@@ -78,8 +79,7 @@ class Connection(HttpOnly):
 
     def is_sending(self) -> bool:
         """Whether a reply may not have reached the other end yet, or not all of it."""
-        is_answered = self.cycle is None or self.cycle.response_complete
-        return not is_answered or self.transport.get_write_buffer_size() > 0 or unacknowledged(self.transport) > 0
+        return not self._is_answered() or self.transport.get_write_buffer_size() > 0 or unacknowledged(self.transport) > 0
 
     def reset(self) -> None:
         """Close at once: nothing that was written and has not left does so any more."""
@@ -96,6 +96,10 @@ class Connection(HttpOnly):
         self._crowd.silent.discard(self._stalls.peer, self)
         self._head_done()
         self._stalls.close()
+        # uvicorn tells only the last of several requests, which is not the one that is being answered.
+        for cycle in filter(None, (self._answering, *(cycle for cycle, _ in self.pipeline))):
+            cycle.disconnected = not cycle.response_complete
+            cycle.message_event.set()
         super().connection_lost(exc)
 
     def resume_writing(self) -> None:
@@ -122,7 +126,7 @@ class Connection(HttpOnly):
             return
         self._head_bytes += len(data)
         if self._timer is None:
-            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse(_TOO_LONG)
             self._crowd.tell("closed %d connections whose heads are longer than %d bytes", MAX_HEAD_BYTES)
@@ -148,7 +152,7 @@ class Connection(HttpOnly):
         self._timer = self.loop.call_later(self._crowd.refusals.wait_s(self._stalls.peer, self.loop.time()), self._end, reply)
 
     def _end(self, reply: bytes) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # or it would be taken for a part of the one before
+        if self._is_answered():  # or it would be taken for a part of the one before
             self.transport.write(reply)
         self.transport.close()
 
@@ -184,12 +188,23 @@ class Connection(HttpOnly):
         super().on_headers_complete()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answering = cycle
         self._crowd.starts.start(self._stalls.peer, partial(super()._start_asgi_task, cycle, app), self.loop)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:  # and no other is waiting for its own
             self._crowd.silent.add(self._stalls.peer, self)
+
+    def _is_answered(self) -> bool:
+        """Whether all that was asked for is."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _head_is_late(self) -> None:
+        if self._is_answered():
+            self.transport.close()
+        else:  # behind two requests nothing is read until the first is answered
+            self._timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
 
     def _head_done(self) -> None:
         self._in_head, self._head_bytes = False, 0

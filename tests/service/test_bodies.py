@@ -107,6 +107,19 @@ def test_a_body_that_trickles_is_refused_and_one_that_is_slow_is_not(run_server:
     poll(is_answered)  # not where this process stood still for a second
 
 
+def test_a_body_is_not_late_because_the_service_stood_still(snapshot: Snapshot) -> None:
+    app, stands_still = create_app(snapshot, ServeSettings(body_timeout_s=1)), threading.Event()
+    with serving(app) as url, connection(url, f"{TAKE}?columns=index HTTP/1.1\r\nContent-Length: 160000") as sock:
+        sock.sendall(bytes(80_000))
+        poll(lambda: app.state.service.arrivals._arriving)
+        (body,) = app.state.service.arrivals._arriving
+        poll(lambda: body.counted)  # the first half: what comes now must be seen
+        body.task.get_loop().call_soon_threadsafe(lambda: (stands_still.set(), time.sleep(3)))
+        stands_still.wait(60)
+        sock.sendall(bytes(80_000))
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+
+
 def test_what_is_held_is_given_back(snapshot: Snapshot) -> None:
     app = create_app(snapshot, ServeSettings(max_bodies_bytes=2**20))
     raw = np.zeros(20_000, "<i8").tobytes()

@@ -8,15 +8,18 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from conftest import DEMO_DATA, bound, poll, stalled_stream
 
 from cpstream_client import Client
@@ -313,6 +316,70 @@ def test_connections_that_do_not_ask_are_closed(impatient: str) -> None:
         return False
 
     poll(is_answered_and_closed)  # the second request of a connection, too, but not while it is answered
+
+
+@contextmanager
+def answering(app: Callable[..., Awaitable[None]]) -> Iterator[socket.socket]:
+    """A connection to this application, in this process. The service has ended when the block has."""
+    with bound() as listening:
+        config = uvicorn.Config(app, http=partial(connections.Connection, stall_timeout_s=60), lifespan="off", log_config=None)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            poll(lambda: server.started)
+            with closing(socket.create_connection(listening.getsockname(), timeout=30)) as sock:
+                yield sock
+        finally:
+            server.should_exit = True
+            thread.join(90)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("requests", [1, 2, 4])
+def test_a_client_that_leaves_is_sent_no_more_whatever_else_it_has_asked(requests: int) -> None:
+    begun, left = [], []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async def leaves() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        begun.append(scope["path"])
+        gone = asyncio.ensure_future(leaves())
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1000000000000")]})
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+            await asyncio.sleep(0)
+        left.append(scope["path"])
+
+    with answering(app) as sock:
+        sock.sendall(b"".join(b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n" % number for number in range(requests)))
+        assert sock.recv(100).startswith(b"HTTP/1.1 200 ")
+        sock.close()
+        poll(lambda: left)
+    assert begun == left == ["/0"]
+
+
+def test_a_head_that_is_not_read_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind two requests nothing is read until the first is answered, which may take as long as it likes."""
+    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 1.0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await asyncio.sleep(3)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": scope["path"][-2:].encode()})
+
+    with answering(app) as sock:
+        sock.sendall(b"GET /slow HTTP/1.1\r\n\r\nGET /two HTTP/1.1\r\n\r\nGET /three HTTP/1.1\r\nX: ")
+        time.sleep(0.2)  # what comes later is not read
+        sock.sendall(b"a\r\n\r\n")
+        replies = b""
+        while replies.count(b"HTTP/1.1 200") < 3 or not replies.endswith(b"ee"):
+            received = sock.recv(1000)
+            assert received, replies
+            replies += received
 
 
 @pytest.mark.parametrize("tick_s", [0, 0.002])

@@ -105,11 +105,13 @@ class Arrivals:
         """One timer for all bodies: most arrive with the head of their request, and should not cost one each."""
         self._is_watched = bool(self._arriving)
         if self._is_watched:
-            loop.call_later(self._timeout_s / _LOOKS, self._look, loop)
+            due_s = loop.time() + self._timeout_s / _LOOKS
+            loop.call_at(due_s, self._look, loop, due_s)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _look(self, loop: asyncio.AbstractEventLoop, due_s: float) -> None:
         now_s, enough = loop.time(), math.ceil(self._timeout_s * SLOWEST_BYTES_S)
         for arriving in self._arriving:
+            arriving.since_s += now_s - due_s  # the loop itself stood still for so long, as when a machine sleeps: nothing was read
             if arriving.received - arriving.counted >= enough:
                 arriving.counted, arriving.since_s = arriving.received, now_s
             elif now_s - arriving.since_s >= self._timeout_s and not arriving.is_late and arriving.task is not None:

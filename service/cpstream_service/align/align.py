@@ -94,7 +94,10 @@ def align(
     judged = ThreadPoolExecutor(1, thread_name_prefix="judge-rows")
     verdicts = judged.submit(_taken_for_sound if unjudged else judge_rows, source.embeddings)
     embeddings = _Keys(source.file_paths, (problem.file_path for problem in source.problems))
-    cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
+    if table.file_paths is source.file_paths and embeddings.are_all and not table.problems:
+        cps_rows = embeddings  # the rates that the rows hold themselves
+    else:
+        cps_rows = _Keys(table.file_paths, (problem.file_path for problem in table.problems))
     known = embeddings.known, cps_rows.known
     listed = forget.keys & (known[0] | known[1]) if forget.keys else frozenset()
     matches = match_paths(*known, rule, source.name) if listed else None
@@ -169,7 +172,7 @@ def align(
 
 def _has_same_keys(row_of: dict[str, int], line_of: dict[str, int]) -> bool:
     # In the same order, as one program writes both sides, they need not be looked up, each somewhere in memory.
-    return list(row_of) == list(line_of) or row_of.keys() == line_of.keys()
+    return row_of is line_of or list(row_of) == list(line_of) or row_of.keys() == line_of.keys()
 
 
 def _looked_up(row_of: dict[str, int], keys: list[str]) -> npt.NDArray[np.int64]:
@@ -212,7 +215,10 @@ def find_leaks(splits: Sequence[AlignedSplit]) -> dict[str, tuple[Dropped, ...]]
 
 
 class _Keys:
-    """The keys of one side. first: key -> its first row; others: key -> all its rows, where there are several."""
+    """The keys of one side. first: key -> its first row; others: key -> all its rows, where there are several.
+
+    are_all: whether there are neither others nor keys of rows with problems.
+    """
 
     def __init__(self, file_paths: list[str], of_problems: Iterable[str | None]) -> None:
         self.others: dict[str, list[int]] = {}
@@ -224,8 +230,9 @@ class _Keys:
                 if self.first.setdefault(key, i) != i:
                     self.others.setdefault(key, [self.first[key]]).append(i)
         of_others = normalise_paths([path for path in of_problems if path is not None])
+        self.are_all = not self.others and not of_others
         # A copy where `resolve` will take keys out.
-        self.known: Set[str] = set(self.first).union(of_others) if self.others or of_others else self.first.keys()
+        self.known: Set[str] = self.first.keys() if self.are_all else set(self.first).union(of_others)
 
     def resolve(
         self,

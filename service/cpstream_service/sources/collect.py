@@ -1,6 +1,5 @@
 """Rows as a source gives them, one by one or in blocks, made a split."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -10,8 +9,8 @@ import numpy.typing as npt
 
 from .rows import Reason, RowProblem, SourceSplit, path_problem
 
-_BLOCK_BYTES = 64 << 20
-"""Of what rows are kept in until all are there: more than malloc ever keeps to itself."""
+_STEP_BYTES = 64 << 20
+"""By which the memory of many rows grows: what is more than malloc ever keeps to itself, so that the kernel moves the pages."""
 
 
 def as_vector(value: Any) -> npt.NDArray[np.float32]:
@@ -38,17 +37,15 @@ class Collector:
         self._name = name
         self._columns: dict[str, list[Any]] = {column: [] for column in columns}
         self._file_paths: list[str] = []
-        self._wheres: list[str] = []
-        self._blocks: list[npt.NDArray[np.float32]] = []  # in the order of the rows
-        self._open: npt.NDArray[np.float32] | None = None  # the next one, with room left
-        self._used = self._kept = 0  # rows of that one; rows of all
+        self._runs: list[tuple[int, str, Sequence[int] | None]] = []  # of rows: dimension; where they are; numbers there
+        self._rows: dict[int, _Rows] = {}  # by dimension
 
     def add(self, where: str, file_path: object, embedding: Any, values: Mapping[str, Any] | None = None) -> None:
         """A row. where: of the source, for messages."""
         detail = path_problem(file_path)
         if detail is None:
             try:
-                self.add_block([where], [str(file_path)], as_vector(embedding)[None], {k: [v] for k, v in (values or {}).items()})
+                self._add(where, None, [str(file_path)], as_vector(embedding)[None], {k: [v] for k, v in (values or {}).items()})
             except ValueError as error:
                 detail = str(error)
         if detail is not None:
@@ -61,65 +58,77 @@ class Collector:
 
     def add_block(
         self,
-        wheres: Sequence[str],
+        where: str,
+        numbers: Sequence[int],
         file_paths: Sequence[str],
         embeddings: npt.NDArray[np.float32],
         values: Mapping[str, Sequence[Any]],
     ) -> None:
-        """Rows that are sound. embeddings (B, D) float32, which are copied."""
-        self._wheres.extend(wheres)
-        self._file_paths.extend(file_paths)
-        self._keep(embeddings)
-        for name, column in self._columns.items():
-            column.extend(values[name])
+        """Rows that are sound. where, numbers: of the source, for messages, as "row" and 0 to B - 1.
+
+        embeddings (B, D) float32, which are copied.
+        """
+        self._add(where, numbers, file_paths, embeddings, values)
 
     def finish(self, *, bare_keys: bool = False) -> SourceSplit:
         """The split, with the rows of its most common dimension."""
-        self._close()
-        counts: Counter[int] = Counter()
-        for block in self._blocks:
-            counts[block.shape[1]] += len(block)
-        usual = max(counts, key=lambda dimension: (counts[dimension], dimension), default=0)
-        if len(counts) > 1:
+        usual = max(self._rows, key=lambda dimension: (len(self._rows[dimension]), dimension), default=0)
+        if len(self._rows) > 1:
             self._drop_others(usual)
-        embeddings = self._joined(usual)
+        embeddings = self._rows.pop(usual, _Rows(usual)).whole()
         return SourceSplit(self._name, self._file_paths, embeddings, self.problems, bare_keys=bare_keys, columns=self._columns)
 
-    def _keep(self, rows: npt.NDArray[np.float32]) -> None:
-        """Put rows into large blocks: what lies in small ones, or is Arrow's, is not given back when it is let go."""
-        if self._open is None or rows.shape[1] != self._open.shape[1] or self._used + len(rows) > len(self._open):
-            self._close()
-            most = _BLOCK_BYTES // (4 * max(1, rows.shape[1]))
-            self._open = np.empty((max(len(rows), min(most, self._kept)), rows.shape[1]), np.float32)
-        self._open[self._used : self._used + len(rows)] = rows
-        self._used += len(rows)
-        self._kept += len(rows)
-
-    def _close(self) -> None:
-        if self._open is not None:
-            used = self._open[: self._used]
-            self._blocks.append(used if 2 * self._used >= len(self._open) else used.copy())
-        self._open, self._used = None, 0
-
-    def _joined(self, dimension: int) -> npt.NDArray[np.float32]:
-        """All blocks as one, each let go once it is copied: they and their copy together would take twice the memory."""
-        joined = np.empty((sum(map(len, self._blocks)), dimension), np.float32)
-        self._blocks.reverse()
-        low = 0
-        while self._blocks:
-            block = self._blocks.pop()
-            joined[low : low + len(block)] = block
-            low += len(block)
-        return joined
+    def _add(
+        self,
+        where: str,
+        numbers: Sequence[int] | None,
+        file_paths: Sequence[str],
+        embeddings: npt.NDArray[np.float32],
+        values: Mapping[str, Sequence[Any]],
+    ) -> None:
+        dimension = embeddings.shape[1]
+        self._runs.append((dimension, where, numbers))
+        self._file_paths.extend(file_paths)
+        if dimension not in self._rows:
+            self._rows[dimension] = _Rows(dimension)
+        self._rows[dimension].extend(embeddings)
+        for name, column in self._columns.items():
+            column.extend(values[name])
 
     def _drop_others(self, usual: int) -> None:
         kept: list[bool] = []
-        for block in self._blocks:
-            fits = block.shape[1] == usual
-            for i in range(len(kept), len(kept) + len(block)) if not fits else ():
-                detail = f"the embedding has {block.shape[1]} numbers; most rows of {self._name!r} have {usual}"
-                self.refuse(self._wheres[i], detail, self._file_paths[i], Reason.WRONG_DIMENSION)
-            kept.extend([fits] * len(block))
-        self._blocks = [block for block in self._blocks if block.shape[1] == usual]
+        for dimension, where, numbers in self._runs:
+            wheres = [where] if numbers is None else [f"{where} {number}" for number in numbers]
+            for at, each in enumerate(wheres if dimension != usual else (), len(kept)):
+                detail = f"the embedding has {dimension} numbers; most rows of {self._name!r} have {usual}"
+                self.refuse(each, detail, self._file_paths[at], Reason.WRONG_DIMENSION)
+            kept.extend([dimension == usual] * len(wheres))
         self._file_paths = list(compress(self._file_paths, kept))
         self._columns = {name: list(compress(column, kept)) for name, column in self._columns.items()}
+
+
+class _Rows:
+    """Rows (N, D) float32 as they come, in one array that grows: blocks would have to be joined, which takes twice the memory."""
+
+    def __init__(self, dimension: int) -> None:
+        self._array = np.empty((0, dimension), np.float32)
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def extend(self, rows: npt.NDArray[np.float32]) -> None:
+        count = self._count + len(rows)
+        if count > len(self._array):
+            more = min(len(self._array), _STEP_BYTES // (4 * max(1, rows.shape[1])))
+            self._resize(max(count, len(self._array) + more))
+        self._array[self._count : count] = rows
+        self._count = count
+
+    def whole(self) -> npt.NDArray[np.float32]:
+        """All of them. (N, D) float32."""
+        self._resize(self._count)
+        return self._array
+
+    def _resize(self, count: int) -> None:
+        self._array.resize((count, self._array.shape[1]), refcheck=False)  # nobody else has it

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import DataError, MissingFileError
@@ -25,7 +27,7 @@ from .collect import Collector
 from .formats import HEAD_BYTES, check_pointer
 from .limits import memory_limit
 from .regular import files_under, open_regular
-from .rows import ALL, Reason, SourceSplit, path_problem
+from .rows import ALL, LONGEST_NO_NAME, NO_NAME, Reason, SourceSplit, path_problem
 
 WHAT = "a Parquet file, a folder of them, or a folder written by datasets' save_to_disk"
 EMBEDDING, FILE_PATH, SPLIT = "embedding", "file_path", "split"
@@ -105,7 +107,7 @@ def read_parquet(path: Path, columns: Sequence[str] = (), *, progress: bool = Fa
     with Bar(None, path.name, disable=None if progress else True, delay=2, unit=" rows") as bar:
         for shard in files:
             first = 0
-            for batch in _batches(shard.path, (EMBEDDING, FILE_PATH, SPLIT, *columns)):
+            for batch in _one_ahead(_batches(shard.path, (EMBEDDING, FILE_PATH, SPLIT, *columns))):
                 _add_batch(found, lost, shard, f"{shard.path.name}, row" if several else "row", first, batch, columns)
                 first += len(batch)
                 bar.update(len(batch))
@@ -117,6 +119,15 @@ def read_parquet(path: Path, columns: Sequence[str] = (), *, progress: bool = Fa
         detail = "it names no split" if value is None else f"its split is {str(value)[:40]!r}, not the name of one"
         next(iter(found.values())).refuse(where, detail, file_path, Reason.NO_SPLIT)
     return {name: found.pop(name).finish() for name in list(found)}
+
+
+def _one_ahead(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Each while a thread unpacks the next. Raises as they do."""
+    with ThreadPoolExecutor(1, thread_name_prefix="parquet") as thread:
+        following = thread.submit(next, batches, None)
+        while (batch := following.result()) is not None:
+            following = thread.submit(next, batches, None)
+            yield batch
 
 
 def _batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -201,20 +212,26 @@ def _add_batch(
     """Put a batch's rows to their splits; those of none to `lost`."""
     held = set(batch.schema.names)
     paths: list[Any] = batch.column(FILE_PATH).to_pylist()
+    are_paths = _are_paths(batch.column(FILE_PATH))
     splits = batch.column(SPLIT).to_pylist() if SPLIT in held else [shard.split or ALL] * len(paths)
     values = {name: batch.column(name).to_pylist() if name in held else [None] * len(paths) for name in columns}
     matrix = block(batch.column(EMBEDDING))
     rows: list[Any] | None = None if matrix is not None else batch.column(EMBEDDING).to_pylist()
-    for split in dict.fromkeys(splits):
-        at = [i for i, other in enumerate(splits) if other == split]
+    names = dict.fromkeys(splits)
+    for split in names:
+        is_all = len(names) == 1
+        at = range(len(paths)) if is_all else [i for i, other in enumerate(splits) if other == split]
         if path_problem(split) is not None:
             lost.extend((f"{where} {first + i}", split, paths[i]) for i in at)
             continue
         collector = found.setdefault(split, Collector(split, columns))
-        if matrix is not None and not any(path_problem(paths[i]) for i in at):
-            of_split = {name: [column[i] for i in at] for name, column in values.items()}
-            taken = matrix if len(at) == len(paths) else matrix[at]
-            collector.add_block([f"{where} {first + i}" for i in at], [paths[i] for i in at], taken, of_split)
+        if matrix is not None and (are_paths or not any(path_problem(paths[i]) for i in at)):
+            numbers = range(first, first + len(paths)) if is_all else [first + i for i in at]
+            if is_all:
+                collector.add_block(where, numbers, paths, matrix, values)
+            else:
+                of_split = {name: [column[i] for i in at] for name, column in values.items()}
+                collector.add_block(where, numbers, [paths[i] for i in at], matrix[at], of_split)
             continue
         for i in at:
             embedding = matrix[i] if matrix is not None else (rows or [])[i]
@@ -223,6 +240,14 @@ def _add_batch(
                 collector.refuse(f"{where} {first + i}", "the embedding is null", paths[i])
             else:
                 collector.add(f"{where} {first + i}", paths[i], embedding, of_row)
+
+
+def _are_paths(column: pa.Array) -> bool:
+    """Whether all are paths, by a look at all of them at once; False where it takes one at each."""
+    if column.null_count or not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return False
+    names = pc.utf8_length(pc.utf8_trim(column, NO_NAME))
+    return bool((pc.min(names).as_py() or 0) > LONGEST_NO_NAME)
 
 
 def block(column: pa.Array) -> npt.NDArray[np.float32] | None:

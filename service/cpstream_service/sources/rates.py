@@ -64,17 +64,33 @@ class _Rows:
                 return
         if self._text is None:
             value = number(row.get(self._cps_column))
-            text = shown(row.get(self._cps_column))
         else:
             value, text = self._text.rate(*(row.get(column) for column in self._text.columns))
         if not 0 < value < math.inf:
-            self._bad_texts[len(self._cps)] = text
+            self._bad_texts[len(self._cps)] = text if self._text is not None else shown(row.get(self._cps_column))
             value = math.nan
         self._file_paths.append(str(file_path))
         self._cps.append(value)
         self._lines.append(line)
         if self._label_names:
             self._labels.append([number(row.get(label)) for label in self._label_names])
+
+    def table_of(self, file_paths: list[str], columns: Mapping[str, Sequence[Any]]) -> CpsTable:
+        """All rows at once, by columns; file_paths are sound, and are the table's own from now on."""
+        said: Sequence[Any]
+        if self._text is None:
+            said = columns[self._cps_column]
+            self._cps = [value if type(value) is float else number(value) for value in said]
+        else:
+            rates = [self._text.rate(*row) for row in zip(*(columns[name] for name in self._text.columns), strict=True)]
+            self._cps, said = [value for value, _ in rates], [text for _, text in rates]
+        cps = np.array(self._cps, np.float64)
+        for i in np.flatnonzero(~((cps > 0) & (cps < math.inf))).tolist():
+            self._bad_texts[i] = shown(said[i]) if self._text is None else said[i]
+            self._cps[i] = math.nan
+        self._file_paths, self._lines = file_paths, list(range(1, len(file_paths) + 1))
+        self._labels = [list(map(number, row)) for row in zip(*(columns[name] for name in self._label_names), strict=True)]
+        return self.table()
 
     def table(self) -> CpsTable:
         if not self._file_paths and not self.problems:
@@ -130,6 +146,4 @@ def rates_of_source(path: Path, split: SourceSplit, cps_column: str, text: TextR
     """The rates that the rows of a source hold themselves; a row's line is its number, from 1 on. Raises DataError."""
     held = [name for name, values in split.columns.items() if any(value is not None for value in values)]
     table = _Rows(path, held, None, cps_column, text, labels, "key or column")
-    for i, file_path in enumerate(split.file_paths):
-        table.add(i + 1, {name: split.columns[name][i] for name in held}, file_path)
-    return table.table()
+    return table.table_of(split.file_paths, split.columns)

@@ -116,14 +116,17 @@ class SourceSplit:
     columns: dict[str, list[Any]] = field(default_factory=dict)
 
 
-_NO_NAME = "./\\" + whitespace
+NO_NAME = "./\\" + whitespace
+"""What stands around the name of a file. LONGEST_NO_NAME: of what is left, if that is none."""
+_NO_NAMES = ("", "file:")
+LONGEST_NO_NAME = max(map(len, _NO_NAMES))
 
 
 def path_problem(value: object) -> str | None:
     """What keeps a value from being a file path, or None if it is one."""
     if not isinstance(value, str):
         return f"file_path is {getattr(value, 'kind', type(value).__name__)}, not a string"
-    if value.strip(_NO_NAME) in ("", "file:"):
+    if value.strip(NO_NAME) in _NO_NAMES:
         return f"file_path {value!r} names no file" if value else "file_path is empty"
     if not value.isascii():
         try:

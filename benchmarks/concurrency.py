@@ -11,7 +11,7 @@ import numpy as np
 from .bench import Bench, Measurement
 from .findings import Finding, Series, at_least, at_most, ratio
 from .processes import first_line, helper
-from .raw_stream import REQUEST_SAMPLES, RawStream
+from .raw_stream import BATCH, REQUEST_SAMPLES, RawStream
 from .runner import quiet
 from .service import Service
 
@@ -47,17 +47,25 @@ def measure(bench: Bench) -> Iterator[Finding]:
 
 
 def read_at_once(
-    service: Service, count: int, seconds: float, *, orders: int = 64, limit: int | None = max(1, REQUEST_SAMPLES // 256)
+    service: Service,
+    count: int,
+    seconds: float,
+    *,
+    orders: int = 64,
+    limit: int | None = max(1, REQUEST_SAMPLES // BATCH),
+    epoch_samples: int = 0,
 ) -> tuple[list[float], list[float]]:
     """Bytes a second of each of `count` streams read at once for a while, and the latencies of /livez meanwhile.
 
-    orders: how many different ones they have. limit: batches a request; None, a whole epoch.
+    orders: how many different ones they have. limit: batches a request; None, a whole epoch. epoch_samples: see RawStream.
     """
     received = [0] * count
     errors: list[BaseException] = []
     start = threading.Barrier(count + 1)
     with ExitStack() as stack, quiet():
-        streams = [stack.enter_context(closing(RawStream(service, number % orders, limit))) for number in range(count)]
+        streams = [
+            stack.enter_context(closing(RawStream(service, number % orders, limit, epoch_samples))) for number in range(count)
+        ]
 
         def read(number: int) -> None:
             start.wait()

@@ -34,7 +34,7 @@ STREAMS = (1, 4, 64)
 _SHARD_ROWS = 250_000
 _STEPS = 50
 _REQUEST_STEPS = 7_000
-"""Of a reply of nearly 2 GiB, the most that a service sends by default; the next is of another epoch, whose order is made first."""
+"""Of a reply of nearly 2 GiB, the most that a service sends by default."""
 _FIRST_START_S = 1800.0
 
 
@@ -65,7 +65,7 @@ def measure(bench: Bench) -> Iterator[Finding]:
         with serving(folder / "source", folder / "snapshots", *options, "--workers", "2") as service:
             for number in range(1, bench.options.rounds + 1):
                 bench.progress(f"two workers, round {number} of {bench.options.rounds}")
-                _streams(bench, service, 4, "4 streams at once, two workers", note)
+                _streams(bench, service, n, 4, "4 streams at once, two workers", note)
     for (what, unit), values in found.items():
         what = f"{n:,} x {DIM}: {what}"
         yield Finding(what=what, values=values, unit=unit, sides=(Series(what, values, unit),))
@@ -81,16 +81,18 @@ def _round(bench: Bench, service: Service, n: int, number: int, note: Callable[[
         client.splits()
         note("100 rows near the end", "ms", 1e3 * _took(lambda: client.rows(SPLIT, n - 200)))
     for count in STREAMS:
-        _streams(bench, service, count, f"{count} streams at once" if count > 1 else "one stream", note)
+        _streams(bench, service, n, count, f"{count} streams at once" if count > 1 else "one stream", note)
     for world_size in WORLD_SIZES:
         note(
             f"a step of one of {world_size} ranks" if world_size > 1 else "a step", "us", 1e6 * _step_s(service, number, world_size)
         )
 
 
-def _streams(bench: Bench, service: Service, count: int, what: str, note: Callable[[str, str, float], None]) -> None:
-    """Of one order, as ranks of one job have it."""
-    rates, latencies = read_at_once(service, count, bench.options.pick(4, 1), orders=1, limit=_REQUEST_STEPS)
+def _streams(bench: Bench, service: Service, n: int, count: int, what: str, note: Callable[[str, str, float], None]) -> None:
+    """Of one order, which is known, as ranks of one job have it."""
+    of_one_epoch = {"orders": 1, "limit": _REQUEST_STEPS, "epoch_samples": n}
+    read_at_once(service, count, 1, **of_one_epoch)  # makes its order, in each worker
+    rates, latencies = read_at_once(service, count, bench.options.pick(4, 1), **of_one_epoch)
     note(what, "GB/s", sum(rates) / 1e9)
     note(f"{what}, /livez p99", "ms", 1e3 * float(np.percentile(latencies, 99)))
 

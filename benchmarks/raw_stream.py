@@ -14,6 +14,7 @@ from .service import Service
 
 REQUEST_SAMPLES = 20_000
 """Of one request: about the 64 MB that the client asks for at a time."""
+BATCH = 256
 _RECEIVE_BYTES = 1024**2
 _HEAD_BYTES = 8192
 
@@ -28,18 +29,25 @@ def warm(service: Service, snapshots: Path) -> None:
 
 
 class RawStream:
-    """One trainer's connection. Every stream has a seed, and so an order, of its own."""
+    """One trainer's connection. Every stream has a seed, and so an order, of its own.
 
-    def __init__(self, service: Service, seed: int, limit_steps: int | None) -> None:
-        self._seed, self._limit_steps, self._epoch = seed, limit_steps, 0
+    epoch_samples: what an epoch has, through which its requests go one after the other; 0: each is for the begin of the next epoch.
+    """
+
+    def __init__(self, service: Service, seed: int, limit_steps: int | None, epoch_samples: int = 0) -> None:
+        self._seed, self._limit_steps, self._epoch_samples = seed, limit_steps, epoch_samples
+        self._epoch = self._start = 0
         self._host = service.url.removeprefix("http://")
         self._buffer = memoryview(bytearray(_RECEIVE_BYTES))
         self._sock = socket.create_connection(service.address, timeout=60)
 
     def ask(self) -> None:
         """Send a request for the next epoch's first batches."""
-        query = BatchQuery(batch_size=256, shuffle="uniform", seed=self._seed, epoch=self._epoch, limit=self._limit_steps)
-        self._epoch += 1
+        order = {"shuffle": "uniform", "seed": self._seed, "epoch": self._epoch}
+        query = BatchQuery(batch_size=BATCH, start=self._start, limit=self._limit_steps, **order)  # type: ignore[arg-type]
+        self._start += BATCH * (self._limit_steps or self._epoch_samples)
+        if self._start >= self._epoch_samples:
+            self._epoch, self._start = self._epoch + 1, 0
         params = "&".join(f"{name}={value}" for name, value in query.to_params().items())
         request = f"GET {split_path(SPLIT, 'batches')}?{params} HTTP/1.1\r\nHost: {self._host}\r\n\r\n"
         self._sock.sendall(request.encode())

@@ -31,7 +31,7 @@ def warm(service: Service, snapshots: Path) -> None:
 class RawStream:
     """One trainer's connection. Every stream has a seed, and so an order, of its own.
 
-    epoch_samples: what an epoch has, through which its requests go one after the other; 0: each is for the begin of the next epoch.
+    epoch_samples: what an epoch has, through which its requests go one after the other; 0: each is for the first of the next epoch.
     """
 
     def __init__(self, service: Service, seed: int, limit_steps: int | None, epoch_samples: int = 0) -> None:
